@@ -1,0 +1,2 @@
+//! kivi-cli
+fn main() {}
