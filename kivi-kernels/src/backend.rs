@@ -1,0 +1,174 @@
+//! The trait that a device implements.
+
+use crate::{Element, KernelError, Spec, ops};
+
+/// A device array.
+pub trait Buffer<T: Element> {
+    /// Number of elements.
+    fn len(&self) -> usize;
+
+    /// Whether there are no elements.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What makes two steps the same graph: equal keys launch the same kernels over the same buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StepKey {
+    /// Sequences of the batch.
+    pub n_seqs: usize,
+    /// Rows of the batch.
+    pub n_tokens: usize,
+    /// Whether every sequence has exactly one row: a decode step.
+    pub decode: bool,
+}
+
+/// A device that runs transformer inference with a KIVI cache. See the crate's contract.
+pub trait Backend: Sized {
+    /// Type of activations.
+    type Act: Element;
+    /// A device array.
+    type Buffer<T: Element>: Buffer<T>;
+    /// What can go wrong.
+    type Error: KernelError;
+
+    /// Name of the device, for people.
+    fn name(&self) -> &str;
+
+    /// Whether every op is available for this kind of attention.
+    fn supports(&self, spec: &Spec) -> bool;
+
+    /// A buffer of `len` zeros.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::OutOfMemory`], or a fault of an earlier op.
+    fn zeros<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>, Self::Error>;
+
+    /// A buffer with the contents of `src`.
+    ///
+    /// # Errors
+    /// As [`Self::zeros`].
+    fn upload<T: Element>(&self, src: &[T]) -> Result<Self::Buffer<T>, Self::Error>;
+
+    /// Replaces `src.len()` elements of `dst` from element `offset` on.
+    ///
+    /// # Errors
+    /// A range outside the buffer, or a fault of an earlier op.
+    fn write<T: Element>(
+        &self,
+        dst: &mut Self::Buffer<T>,
+        offset: usize,
+        src: &[T],
+    ) -> Result<(), Self::Error>;
+
+    /// Copies `dst.len()` elements from element `offset` of `src` on; waits for the queue.
+    ///
+    /// # Errors
+    /// A range outside the buffer, or a fault of an earlier op.
+    fn read<T: Element>(
+        &self,
+        src: &Self::Buffer<T>,
+        offset: usize,
+        dst: &mut [T],
+    ) -> Result<(), Self::Error>;
+
+    /// Waits for the queue.
+    ///
+    /// # Errors
+    /// A fault of an earlier op.
+    fn synchronize(&self) -> Result<(), Self::Error>;
+
+    /// Runs `step`. A backend with graphs or command buffers may record it at the first call with `key` and
+    /// replay it at later ones, without calling it: the step must launch the same ops over the same buffers for
+    /// equal keys, and take everything else from device memory.
+    ///
+    /// # Errors
+    /// Those of `step`.
+    fn record<E: From<Self::Error>>(
+        &self,
+        key: StepKey,
+        step: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _ = key;
+        step(self)
+    }
+
+    /// Rows of a table; see [`ops::Embed`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn embed(&self, op: ops::Embed<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::RmsNorm`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn rms_norm(&self, op: ops::RmsNorm<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::LayerNorm`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn layer_norm(&self, op: ops::LayerNorm<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Linear`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn linear(&self, op: ops::Linear<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Rope`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn rope(&self, op: ops::Rope<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Activate`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn activate(&self, op: ops::Activate<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Add`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn add(&self, op: ops::Add<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Attend`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn attend(&self, op: ops::Attend<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Append`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn append(&self, op: ops::Append<'_, Self>) -> Result<(), Self::Error>;
+
+    /// Zeroes pages that are handed out again; see [`ops::ClearPages`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn clear_pages(&self, op: ops::ClearPages<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Gather`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn gather(&self, op: ops::Gather<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Argmax`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn argmax(&self, op: ops::Argmax<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::TopK`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn top_k(&self, op: ops::TopK<'_, Self>) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,302 @@
+//! One step of a ragged batch: who is in it, how long each sequence is, where its cache lies.
+
+use kivi_quant::{KiviConfig, Packed};
+
+use crate::{Backend, StepKey};
+
+/// Fixed sizes of a [`Batch`]'s device arrays.
+#[derive(Clone, Debug)]
+pub struct BatchCapacity {
+    /// Sequences of a step.
+    pub max_seqs: usize,
+    /// Rows (new tokens) of a step.
+    pub max_tokens: usize,
+    /// Pages of a sequence, for each cache group.
+    pub max_pages: Vec<usize>,
+}
+
+/// One sequence's part in a step.
+#[derive(Clone, Debug)]
+pub struct SeqStep<'a> {
+    /// The new tokens, one row each; at least one.
+    pub tokens: &'a [u32],
+    /// Tokens in the cache before the step.
+    pub len: usize,
+    /// A sequence that is not active computes nothing: its rows are zero and its cache stays as it is.
+    pub active: bool,
+    /// Its place in each cache group.
+    pub groups: Vec<GroupStep<'a>>,
+}
+
+/// A sequence's place in one cache group.
+#[derive(Clone, Debug)]
+pub struct GroupStep<'a> {
+    /// Its ring and sinks.
+    pub slot: usize,
+    /// Its pages, in order of their tokens; they must hold what is packed after the step.
+    pub pages: &'a [u32],
+    /// What is packed before the step.
+    pub packed: Packed,
+    /// What is packed after it.
+    pub packed_next: Packed,
+}
+
+/// What one step does, before it is checked.
+#[derive(Clone, Debug, Default)]
+pub struct StepPlan<'a> {
+    /// The sequences, in the order of their rows.
+    pub seqs: Vec<SeqStep<'a>>,
+}
+
+/// A plan that does not fit the batch or the cache.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("step: sequence {seq}: {what} needs {expected}, got {found}")]
+pub struct PlanError {
+    /// The sequence at fault.
+    pub seq: usize,
+    /// What is wrong.
+    pub what: &'static str,
+    /// What it needs.
+    pub expected: String,
+    /// What was given.
+    pub found: usize,
+}
+
+/// Device arrays of one cache group, one entry a sequence.
+pub struct GroupArrays<B: Backend> {
+    /// Tokens with packed keys before the step.
+    pub k_packed: B::Buffer<u32>,
+    /// Tokens with packed values before the step.
+    pub v_packed: B::Buffer<u32>,
+    /// Tokens with packed keys after the step.
+    pub k_packed_next: B::Buffer<u32>,
+    /// Tokens with packed values after the step.
+    pub v_packed_next: B::Buffer<u32>,
+    /// Slot of the rings and sinks.
+    pub slots: B::Buffer<u32>,
+    /// Page tables `[max_seqs][max_pages]`.
+    pub page_table: B::Buffer<u32>,
+    /// Row length of `page_table`.
+    pub max_pages: usize,
+    /// The group's settings.
+    pub config: KiviConfig,
+}
+
+/// Device arrays of a step, with fixed capacity, and what the host knows of it.
+pub struct Batch<B: Backend> {
+    capacity: BatchCapacity,
+    n_seqs: usize,
+    n_tokens: usize,
+    max_new: usize,
+    max_len: usize,
+    lens: Vec<usize>,
+    row_starts: Vec<usize>,
+    /// Token of each row.
+    pub tokens: B::Buffer<u32>,
+    /// Position of each row in its sequence: `len + i` for its `i`-th new token.
+    pub positions: B::Buffer<u32>,
+    /// Sequence of each row.
+    pub seq_of_row: B::Buffer<u32>,
+    /// First row of each sequence, and the number of rows: `[max_seqs + 1]`.
+    pub row_start: B::Buffer<u32>,
+    /// Last row of each sequence.
+    pub last_row: B::Buffer<u32>,
+    /// Tokens in the cache before the step.
+    pub len: B::Buffer<u32>,
+    /// 1 where the sequence takes part, else 0.
+    pub active: B::Buffer<u32>,
+    /// One entry a cache group.
+    pub groups: Vec<GroupArrays<B>>,
+}
+
+impl<B: Backend> Batch<B> {
+    /// Allocates the arrays; `configs` has the settings of each cache group.
+    ///
+    /// # Errors
+    /// Those of [`Backend::zeros`].
+    pub fn new(backend: &B, capacity: BatchCapacity, configs: &[KiviConfig]) -> Result<Self, B::Error> {
+        let (seqs, tokens) = (capacity.max_seqs, capacity.max_tokens);
+        let groups = configs.iter().zip(&capacity.max_pages).map(|(&config, &max_pages)| {
+            Ok(GroupArrays {
+                k_packed: backend.zeros(seqs)?,
+                v_packed: backend.zeros(seqs)?,
+                k_packed_next: backend.zeros(seqs)?,
+                v_packed_next: backend.zeros(seqs)?,
+                slots: backend.zeros(seqs)?,
+                page_table: backend.zeros(seqs * max_pages)?,
+                max_pages,
+                config,
+            })
+        });
+        Ok(Self {
+            n_seqs: 0,
+            n_tokens: 0,
+            max_new: 0,
+            max_len: 0,
+            lens: Vec::new(),
+            row_starts: vec![0],
+            tokens: backend.zeros(tokens)?,
+            positions: backend.zeros(tokens)?,
+            seq_of_row: backend.zeros(tokens)?,
+            row_start: backend.zeros(seqs + 1)?,
+            last_row: backend.zeros(seqs)?,
+            len: backend.zeros(seqs)?,
+            active: backend.zeros(seqs)?,
+            groups: groups.collect::<Result<_, B::Error>>()?,
+            capacity,
+        })
+    }
+
+    /// Sequences of the planned step.
+    pub fn n_seqs(&self) -> usize {
+        self.n_seqs
+    }
+
+    /// Rows of the planned step.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Most new tokens that one sequence has.
+    pub fn max_new(&self) -> usize {
+        self.max_new
+    }
+
+    /// Longest cache before the step.
+    pub fn max_len(&self) -> usize {
+        self.max_len
+    }
+
+    /// The host's copy of `len`: for launch sizes only, a replayed step reads device memory.
+    pub fn host_lens(&self) -> &[usize] {
+        &self.lens
+    }
+
+    /// The host's copy of `row_start`.
+    pub fn host_row_starts(&self) -> &[usize] {
+        &self.row_starts
+    }
+
+    /// The arrays' capacity.
+    pub fn capacity(&self) -> &BatchCapacity {
+        &self.capacity
+    }
+
+    /// The key under which the planned step may be recorded.
+    pub fn key(&self) -> StepKey {
+        StepKey { n_seqs: self.n_seqs, n_tokens: self.n_tokens, decode: self.max_new == 1 }
+    }
+
+    /// Checks `plan` and writes it to the device.
+    ///
+    /// # Errors
+    /// [`PlanError`] (nothing is written then), or a failure of the device.
+    pub fn plan<E>(&mut self, backend: &B, plan: &StepPlan<'_>) -> Result<(), E>
+    where
+        E: From<PlanError> + From<B::Error>,
+    {
+        self.check(plan)?;
+        self.mirror(plan);
+        let rows = || {
+            plan.seqs.iter().enumerate().flat_map(|(s, seq)| (0..seq.tokens.len()).map(move |i| (s, seq, i)))
+        };
+        let of_rows = |f: &dyn Fn(usize, &SeqStep<'_>, usize) -> usize| -> Vec<u32> {
+            rows().map(|(s, seq, i)| f(s, seq, i) as u32).collect()
+        };
+        backend.write(&mut self.tokens, 0, &of_rows(&|_, seq, i| seq.tokens[i] as usize))?;
+        backend.write(&mut self.positions, 0, &of_rows(&|_, seq, i| seq.len + i))?;
+        backend.write(&mut self.seq_of_row, 0, &of_rows(&|s, _, _| s))?;
+        let starts: Vec<u32> = self.row_starts.iter().map(|&x| x as u32).collect();
+        let last: Vec<u32> = self.row_starts[1..].iter().map(|&x| x as u32 - 1).collect();
+        backend.write(&mut self.row_start, 0, &starts)?;
+        backend.write(&mut self.last_row, 0, &last)?;
+        let of_seqs = |f: &dyn Fn(&SeqStep<'_>) -> usize| -> Vec<u32> {
+            plan.seqs.iter().map(|seq| f(seq) as u32).collect()
+        };
+        backend.write(&mut self.len, 0, &of_seqs(&|seq| seq.len))?;
+        backend.write(&mut self.active, 0, &of_seqs(&|seq| usize::from(seq.active)))?;
+        for (g, arrays) in self.groups.iter_mut().enumerate() {
+            backend.write(&mut arrays.k_packed, 0, &of_seqs(&|seq| seq.groups[g].packed.k))?;
+            backend.write(&mut arrays.v_packed, 0, &of_seqs(&|seq| seq.groups[g].packed.v))?;
+            backend.write(&mut arrays.k_packed_next, 0, &of_seqs(&|seq| seq.groups[g].packed_next.k))?;
+            backend.write(&mut arrays.v_packed_next, 0, &of_seqs(&|seq| seq.groups[g].packed_next.v))?;
+            backend.write(&mut arrays.slots, 0, &of_seqs(&|seq| seq.groups[g].slot))?;
+            for (s, seq) in plan.seqs.iter().enumerate() {
+                backend.write(&mut arrays.page_table, s * arrays.max_pages, seq.groups[g].pages)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mirror(&mut self, plan: &StepPlan<'_>) {
+        self.n_seqs = plan.seqs.len();
+        self.lens = plan.seqs.iter().map(|seq| seq.len).collect();
+        self.row_starts = vec![0];
+        let mut rows = 0;
+        self.row_starts.extend(plan.seqs.iter().map(|seq| {
+            rows += seq.tokens.len();
+            rows
+        }));
+        self.n_tokens = rows;
+        self.max_new = plan.seqs.iter().map(|seq| seq.tokens.len()).max().unwrap_or(0);
+        self.max_len = self.lens.iter().copied().max().unwrap_or(0);
+    }
+
+    fn check(&self, plan: &StepPlan<'_>) -> Result<(), PlanError> {
+        let mut rows = 0;
+        for (s, seq) in plan.seqs.iter().enumerate() {
+            rows += seq.tokens.len();
+            let fail = |what, expected: String, found| Err(PlanError { seq: s, what, expected, found });
+            if s >= self.capacity.max_seqs {
+                return fail("the batch", format!("at most {} sequences", self.capacity.max_seqs), s + 1);
+            }
+            if seq.tokens.is_empty() || rows > self.capacity.max_tokens {
+                return fail(
+                    "the new tokens",
+                    format!("1 to {} rows in all", self.capacity.max_tokens),
+                    rows,
+                );
+            }
+            if seq.groups.len() != self.groups.len() {
+                return fail("the cache", format!("{} groups", self.groups.len()), seq.groups.len());
+            }
+            for (arrays, group) in self.groups.iter().zip(&seq.groups) {
+                check_group(s, seq, arrays.max_pages, &arrays.config, group)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_group(
+    s: usize,
+    seq: &SeqStep<'_>,
+    max_pages: usize,
+    config: &KiviConfig,
+    group: &GroupStep<'_>,
+) -> Result<(), PlanError> {
+    let fail = |what, expected: String, found| Err(PlanError { seq: s, what, expected, found });
+    let ring = config.ring_rows();
+    let end = seq.len + seq.tokens.len();
+    let sides = [
+        ("packed keys", group.packed.k, group.packed_next.k, ring.k, config.k_bits().is_quantized()),
+        ("packed values", group.packed.v, group.packed_next.v, ring.v, config.v_bits().is_quantized()),
+    ];
+    for (what, now, next, ring, quantized) in sides {
+        if now > seq.len || seq.len - now > ring {
+            return fail(what, format!("the last {ring} of {} tokens at most unpacked", seq.len), now);
+        }
+        if next < now || next > end || end - next > ring {
+            return fail(what, format!("from {now} to {end} after the step, at most {ring} unpacked"), next);
+        }
+        let key_groups = what == "packed keys" && quantized;
+        if key_groups && (now % config.group_size() != 0 || next % config.group_size() != 0) {
+            return fail(what, format!("multiples of the group size {}", config.group_size()), next);
+        }
+    }
+    let pages = group.packed_next.k.max(group.packed_next.v).div_ceil(config.page_tokens());
+    if group.pages.len() < pages || group.pages.len() > max_pages {
+        return fail("the page table", format!("{pages} to {max_pages} pages"), group.pages.len());
+    }
+    Ok(())
+}

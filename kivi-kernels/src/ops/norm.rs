@@ -1,0 +1,102 @@
+//! Normalisation of rows.
+
+use crate::error::ensure;
+use crate::{Backend, Buffer, Rows, RowsMut, ShapeError};
+
+op! {
+    /// Root-mean-square normalisation of each row.
+    ///
+    /// # Shapes
+    /// `x`, `out` `[rows, n]`; `weight` `[n]`.
+    ///
+    /// # Equation
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich, arXiv 1910.07467).
+    RmsNorm, RmsNormParts {
+        /// Output rows.
+        out: RowsMut<'a, B, B::Act>,
+        /// Input rows.
+        x: Rows<'a, B, B::Act>,
+        /// Scale of each column.
+        weight: &'a B::Buffer<f32>,
+        /// Added to the mean square.
+        eps: f32,
+    }
+}
+
+impl<'a, B: Backend> RmsNorm<'a, B> {
+    /// Validates the operands.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn new(
+        out: RowsMut<'a, B, B::Act>,
+        x: Rows<'a, B, B::Act>,
+        weight: &'a B::Buffer<f32>,
+        eps: f32,
+    ) -> Result<Self, ShapeError> {
+        ensure(
+            out.shape() == x.shape(),
+            "rms_norm",
+            "out",
+            || format!("shape {:?}", x.shape()),
+            out.shape(),
+        )?;
+        ensure(
+            weight.len() == x.cols(),
+            "rms_norm",
+            "weight",
+            || format!("{} elements", x.cols()),
+            weight.len(),
+        )?;
+        Ok(Self(RmsNormParts { out, x, weight, eps }))
+    }
+}
+
+op! {
+    /// Layer normalisation of each row.
+    ///
+    /// # Shapes
+    /// `x`, `out` `[rows, n]`; `weight`, `bias` `[n]`.
+    ///
+    /// # Equation
+    /// `out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias` (Ba et al., arXiv 1607.06450).
+    LayerNorm, LayerNormParts {
+        /// Output rows.
+        out: RowsMut<'a, B, B::Act>,
+        /// Input rows.
+        x: Rows<'a, B, B::Act>,
+        /// Scale of each column.
+        weight: &'a B::Buffer<f32>,
+        /// Offset of each column.
+        bias: Option<&'a B::Buffer<f32>>,
+        /// Added to the variance.
+        eps: f32,
+    }
+}
+
+impl<'a, B: Backend> LayerNorm<'a, B> {
+    /// Validates the operands.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn new(
+        out: RowsMut<'a, B, B::Act>,
+        x: Rows<'a, B, B::Act>,
+        weight: &'a B::Buffer<f32>,
+        bias: Option<&'a B::Buffer<f32>>,
+        eps: f32,
+    ) -> Result<Self, ShapeError> {
+        let n = || format!("{} elements", x.cols());
+        ensure(
+            out.shape() == x.shape(),
+            "layer_norm",
+            "out",
+            || format!("shape {:?}", x.shape()),
+            out.shape(),
+        )?;
+        ensure(weight.len() == x.cols(), "layer_norm", "weight", n, weight.len())?;
+        let bias_len = bias.map_or(x.cols(), Buffer::len);
+        ensure(bias_len == x.cols(), "layer_norm", "bias", n, bias_len)?;
+        Ok(Self(LayerNormParts { out, x, weight, bias, eps }))
+    }
+}
