@@ -1,6 +1,6 @@
 //! The trait that a device implements.
 
-use crate::{Element, KernelError, Spec, ops};
+use crate::{Element, KernelError, Spec, StepError, ops};
 
 /// A device array.
 pub trait Buffer<T: Element> {
@@ -85,11 +85,11 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// Those of `step`.
-    fn record<E: From<Self::Error>>(
+    fn record(
         &self,
         key: StepKey,
-        step: impl FnOnce(&Self) -> Result<(), E>,
-    ) -> Result<(), E> {
+        step: impl FnOnce(&Self) -> Result<(), StepError<Self::Error>>,
+    ) -> Result<(), StepError<Self::Error>> {
         let _ = key;
         step(self)
     }

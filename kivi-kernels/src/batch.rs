@@ -2,7 +2,7 @@
 
 use kivi_quant::{KiviConfig, Packed};
 
-use crate::{Backend, StepKey};
+use crate::{Backend, StepError, StepKey};
 
 /// Fixed sizes of a [`Batch`]'s device arrays.
 #[derive(Clone, Debug)]
@@ -190,11 +190,8 @@ impl<B: Backend> Batch<B> {
     /// Checks `plan` and writes it to the device.
     ///
     /// # Errors
-    /// [`PlanError`] (nothing is written then), or a failure of the device.
-    pub fn plan<E>(&mut self, backend: &B, plan: &StepPlan<'_>) -> Result<(), E>
-    where
-        E: From<PlanError> + From<B::Error>,
-    {
+    /// [`StepError::Plan`] (nothing is written then), or a failure of the device.
+    pub fn plan(&mut self, backend: &B, plan: &StepPlan<'_>) -> Result<(), StepError<B::Error>> {
         self.check(plan)?;
         self.mirror(plan);
         let rows = || {

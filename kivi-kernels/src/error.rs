@@ -38,6 +38,38 @@ pub struct ShapeError {
     pub found: String,
 }
 
+/// Why a step could not be run: its ops or its plan are wrong, or the device failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError<E: KernelError> {
+    /// Operands do not fit together.
+    #[error(transparent)]
+    Shape(ShapeError),
+    /// The plan does not fit the batch or the cache.
+    #[error(transparent)]
+    Plan(crate::PlanError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(E),
+}
+
+impl<E: KernelError> From<ShapeError> for StepError<E> {
+    fn from(error: ShapeError) -> Self {
+        Self::Shape(error)
+    }
+}
+
+impl<E: KernelError> From<crate::PlanError> for StepError<E> {
+    fn from(error: crate::PlanError) -> Self {
+        Self::Plan(error)
+    }
+}
+
+impl<E: KernelError> From<E> for StepError<E> {
+    fn from(error: E) -> Self {
+        Self::Device(error)
+    }
+}
+
 /// Fails with a [`ShapeError`] unless `ok`.
 pub(crate) fn ensure(
     ok: bool,

@@ -27,6 +27,6 @@ pub use backend::{Backend, Buffer, StepKey};
 pub use batch::{Batch, BatchCapacity, GroupArrays, GroupStep, PlanError, SeqStep, StepPlan};
 pub use cache::KvLayer;
 pub use element::{DType, Element};
-pub use error::{ErrorKind, KernelError, ShapeError};
+pub use error::{ErrorKind, KernelError, ShapeError, StepError};
 pub use spec::{GqaRatio, Spec};
 pub use view::{Rows, RowsMut, Weight};

@@ -50,7 +50,8 @@ op! {
     /// `logits` `[rows, vocab_size]`; `out` at least `rows` elements.
     ///
     /// # Equation
-    /// `out[i] = argmax_j logits[i, j]`, the first of equals; a NaN is never the largest.
+    /// `out[i] = argmax_j logits[i, j]`, the first of equals; a NaN is never the largest, and a row of NaN
+    /// alone gives `u32::MAX`.
     Argmax, ArgmaxParts {
         /// Positions.
         out: &'a mut B::Buffer<u32>,
