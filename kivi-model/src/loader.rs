@@ -1,0 +1,98 @@
+//! From tensors of a checkpoint to buffers of a backend.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use kivi_kernels::{Backend, Element, Weight};
+
+use crate::model::{ModelError, Projection};
+use crate::weights::{Checkpoint, TensorView, WeightDtype};
+
+/// Uploads tensors by name and tells how far it is.
+pub(crate) struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    checkpoint: &'a Checkpoint,
+    progress: &'a mut dyn FnMut(u64, u64),
+    done: u64,
+}
+
+impl<'a, B: Backend> Loader<'a, B> {
+    pub fn new(backend: &'a B, checkpoint: &'a Checkpoint, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        Self { backend, checkpoint, progress, done: 0 }
+    }
+
+    /// Checks that the checkpoint has the `expected` tensors and no others but those to `ignore`.
+    pub fn check(
+        &self,
+        expected: &BTreeMap<String, Vec<usize>>,
+        ignore: impl Fn(&str) -> bool,
+    ) -> Result<(), ModelError<B::Error>> {
+        Ok(self.checkpoint.check(expected, ignore)?)
+    }
+
+    /// A vector, in f32.
+    pub fn vector(&mut self, name: &str) -> Result<B::Buffer<f32>, ModelError<B::Error>> {
+        self.vectors(&[name])
+    }
+
+    /// A matrix in the checkpoint's dtype.
+    pub fn matrix(&mut self, name: &str) -> Result<Weight<B>, ModelError<B::Error>> {
+        self.matrices(&[name])
+    }
+
+    /// The product with the matrices `NAME.weight`, their rows stacked, and, with `bias`, `NAME.bias` likewise.
+    pub fn projection(&mut self, names: &[String], bias: bool) -> Result<Projection<B>, ModelError<B::Error>> {
+        let with = |suffix: &str| names.iter().map(|name| format!("{name}.{suffix}")).collect::<Vec<_>>();
+        let weight = self.matrices(&with("weight"))?;
+        let bias = if bias { Some(self.vectors(&with("bias"))?) } else { None };
+        Ok(Projection { weight, bias })
+    }
+
+    fn vectors<S: AsRef<str>>(&mut self, names: &[S]) -> Result<B::Buffer<f32>, ModelError<B::Error>> {
+        let views = self.views(names)?;
+        let values: Vec<f32> = views.iter().flat_map(to_f32).collect();
+        self.upload(&values)
+    }
+
+    fn matrices<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Weight<B>, ModelError<B::Error>> {
+        let views = self.views(names)?;
+        let dtype = views[0].dtype;
+        if views.iter().any(|view| view.dtype != dtype) {
+            let values: Vec<f32> = views.iter().flat_map(to_f32).collect();
+            return Ok(Weight::F32(self.upload(&values)?));
+        }
+        Ok(match dtype {
+            WeightDtype::F32 => Weight::F32(self.upload(&stacked::<f32>(&views))?),
+            WeightDtype::F16 => Weight::F16(self.upload(&stacked::<f16>(&views))?),
+            WeightDtype::Bf16 => Weight::Bf16(self.upload(&stacked::<bf16>(&views))?),
+        })
+    }
+
+    fn views<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Vec<TensorView<'a>>, ModelError<B::Error>> {
+        let views = names.iter().map(|name| self.checkpoint.tensor(name.as_ref()));
+        let views = views.collect::<Result<Vec<_>, _>>()?;
+        self.done += views.iter().map(|view| view.bytes.len() as u64).sum::<u64>();
+        (self.progress)(self.done, self.checkpoint.total_bytes());
+        Ok(views)
+    }
+
+    fn upload<T: Element>(&self, values: &[T]) -> Result<B::Buffer<T>, ModelError<B::Error>> {
+        self.backend.upload(values).map_err(ModelError::Device)
+    }
+}
+
+/// The elements of all views, one after the other. The bytes need not be aligned.
+fn stacked<T: Element>(views: &[TensorView<'_>]) -> Vec<T> {
+    let size = size_of::<T>();
+    let bytes = views.iter().flat_map(|view| view.bytes.chunks_exact(size));
+    bytes.map(bytemuck::pod_read_unaligned).collect()
+}
+
+fn to_f32(view: &TensorView<'_>) -> Vec<f32> {
+    let one = std::slice::from_ref(view);
+    match view.dtype {
+        WeightDtype::F32 => stacked::<f32>(one),
+        WeightDtype::F16 => stacked::<f16>(one).into_iter().map(f16::to_f32).collect(),
+        WeightDtype::Bf16 => stacked::<bf16>(one).into_iter().map(bf16::to_f32).collect(),
+    }
+}
