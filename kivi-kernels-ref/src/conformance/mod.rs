@@ -1,0 +1,1 @@
+//! Cases, tolerance and tests that any backend can be held to.
