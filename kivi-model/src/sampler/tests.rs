@@ -1,0 +1,151 @@
+//! Each filter by hand, the law of large numbers, and hostile numbers.
+
+use super::*;
+
+fn params(temperature: f32) -> SamplingParams {
+    SamplingParams { temperature, seed: 1, ..SamplingParams::default() }
+}
+
+/// Which tokens ever come out of 2,000 draws.
+fn reachable(params: &SamplingParams, logits: &[f32]) -> Vec<u32> {
+    let mut sampler = Sampler::new(params);
+    let mut seen: Vec<u32> = (0..2000).map(|_| sampler.sample(logits, &[])).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    seen
+}
+
+/// Logits of these probabilities.
+fn logits(probabilities: &[f32]) -> Vec<f32> {
+    probabilities.iter().map(|p| p.ln()).collect()
+}
+
+#[test]
+fn greedy_takes_the_first_of_equals() {
+    assert_eq!(Sampler::new(&params(0.0)).sample(&[1.0, 3.0, 3.0, 2.0], &[]), 1);
+}
+
+#[test]
+fn top_k_keeps_ties() {
+    let p = SamplingParams { top_k: 2, ..params(1.0) };
+    assert_eq!(reachable(&p, &[1.0, 2.0, 1.0, 0.5]), [0, 1, 2]);
+    let p = SamplingParams { top_k: 1, ..params(1.0) };
+    assert_eq!(reachable(&p, &[1.0, 2.0, 1.0, 0.5]), [1]);
+}
+
+#[test]
+fn top_p_keeps_the_fewest_that_reach_it() {
+    let logits = logits(&[0.1, 0.5, 0.25, 0.15]);
+    for (top_p, expected) in [(0.0, &[1u32][..]), (0.45, &[1]), (0.6, &[1, 2]), (0.8, &[1, 2, 3])] {
+        assert_eq!(reachable(&SamplingParams { top_p, ..params(1.0) }, &logits), expected, "{top_p}");
+    }
+}
+
+#[test]
+fn top_p_counts_what_top_k_left() {
+    // Of 0.5 and 0.25 alone, 0.5 is two thirds: it reaches 0.6 by itself.
+    let p = SamplingParams { top_k: 2, top_p: 0.6, ..params(1.0) };
+    assert_eq!(reachable(&p, &logits(&[0.1, 0.5, 0.25, 0.15])), [1]);
+}
+
+#[test]
+fn top_p_equals_its_definition_on_a_large_vocabulary() {
+    let all: Vec<Candidate> =
+        (0..5000u32).map(|id| Candidate { id, weight: 1.0 / (1.0 + (id * 7919 % 5000) as f32) }).collect();
+    for p in [0.1, 0.5, 0.9, 0.99] {
+        let mut kept = all.clone();
+        keep_top_p(&mut kept, p);
+        let mut sorted = all.clone();
+        sorted.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+        let (mut reached, target) = (0.0, f64::from(p) * sum(&all));
+        let expected = sorted.iter().take_while(|c| {
+            let before = reached;
+            reached += f64::from(c.weight);
+            before < target
+        });
+        assert_eq!(kept.len(), expected.count(), "{p}");
+    }
+}
+
+#[test]
+fn min_p_is_relative_to_the_likeliest() {
+    let p = SamplingParams { min_p: 0.4, ..params(1.0) };
+    assert_eq!(reachable(&p, &logits(&[0.1, 0.5, 0.25, 0.15])), [1, 2]);
+}
+
+#[test]
+fn temperature_sharpens() {
+    assert_eq!(reachable(&params(0.01), &[1.0, 2.0, 1.5]), [1]);
+    assert_eq!(reachable(&params(100.0), &[1.0, 2.0, 1.5]), [0, 1, 2]);
+}
+
+#[test]
+fn repetition_penalty_counts_a_token_once() {
+    let p = SamplingParams { repetition_penalty: 2.0, ..params(0.0) };
+    let mut sampler = Sampler::new(&p);
+    assert_eq!(sampler.sample(&[3.0, 2.0, 1.0], &[0, 0, 0, 99]), 1);
+    assert_eq!(sampler.sample(&[3.0, 1.0, 0.0], &[0, 0, 0]), 0, "3 / 2 and not 3 / 8");
+    assert_eq!(sampler.sample(&[-1.0, -1.5], &[0]), 1, "negative logits are multiplied");
+}
+
+#[test]
+fn frequencies_are_the_probabilities() {
+    let probabilities = [0.1f32, 0.5, 0.25, 0.15];
+    let mut sampler = Sampler::new(&params(1.0));
+    let mut counts = [0u32; 4];
+    for _ in 0..40_000 {
+        counts[sampler.sample(&logits(&probabilities), &[]) as usize] += 1;
+    }
+    for (count, probability) in counts.iter().zip(probabilities) {
+        assert!((*count as f32 / 40_000.0 - probability).abs() < 0.01, "{counts:?}");
+    }
+}
+
+/// The stream belongs to the format of reproducible runs: a change here changes every seeded text.
+#[test]
+fn a_seed_gives_the_same_tokens_for_ever() {
+    let mut sampler = Sampler::new(&SamplingParams { seed: 42, ..params(1.0) });
+    let tokens: Vec<u32> = (0..8).map(|_| sampler.sample(&[0.0; 1000], &[])).collect();
+    assert_eq!(tokens, SEED_42);
+}
+
+const SEED_42: [u32; 8] = [681, 950, 427, 627, 288, 149, 308, 803];
+
+#[test]
+fn hostile_logits_never_panic() {
+    for logits in [
+        &[][..],
+        &[f32::NAN; 4],
+        &[f32::NEG_INFINITY; 4],
+        &[0.0, f32::INFINITY, f32::NAN],
+        &[f32::MAX, f32::MIN, 0.0],
+    ] {
+        for temperature in [0.0, 1e-30, 1.0, 1e30] {
+            let p = SamplingParams {
+                top_k: 2,
+                top_p: 0.5,
+                min_p: 0.1,
+                repetition_penalty: 1.3,
+                ..params(temperature)
+            };
+            let id = Sampler::new(&p).sample(logits, &[0, 1, 7]);
+            assert!((id as usize) < logits.len().max(1));
+        }
+    }
+    assert_eq!(Sampler::new(&params(1.0)).sample(&[0.0, f32::INFINITY, f32::NAN], &[]), 1);
+}
+
+#[test]
+fn parameters_out_of_range_are_named() {
+    let message = SamplingParams { temperature: -1.0, ..params(0.0) }.validate().unwrap_err().to_string();
+    assert_eq!(message, "temperature: expected a number from 0 (greedy) on, found -1");
+    for bad in [
+        SamplingParams { temperature: f32::NAN, ..params(0.0) },
+        SamplingParams { top_p: 1.1, ..params(0.0) },
+        SamplingParams { min_p: -0.1, ..params(0.0) },
+        SamplingParams { repetition_penalty: 0.0, ..params(0.0) },
+    ] {
+        assert!(bad.validate().is_err(), "{bad:?}");
+    }
+    params(0.7).validate().unwrap();
+}
