@@ -108,7 +108,8 @@ impl<B: Backend> KvCache<B> {
     /// Hands out the pages that `seq` needs to hold `len` tokens; false, and nothing changed, if there are too
     /// few.
     pub fn reserve(&mut self, seq: &mut SeqCache, len: usize) -> bool {
-        let missing = |group: &Group, pages: &Vec<u32>| group.layout.config().pages(len).saturating_sub(pages.len());
+        let missing =
+            |group: &Group, pages: &Vec<u32>| group.layout.config().pages(len).saturating_sub(pages.len());
         if self.groups.iter().zip(&seq.pages).any(|(group, pages)| missing(group, pages) > group.free.len()) {
             return false;
         }
@@ -162,8 +163,9 @@ impl<B: Backend> KvCache<B> {
 
     /// Bytes that `seq` uses.
     pub fn bytes(&self, seq: &SeqCache) -> CacheBytes {
-        let of_group =
-            |group: &Group| CacheBytes::of_head(&group.layout, seq.len).times(self.n_kv_heads * group.n_layers);
+        let of_group = |group: &Group| {
+            CacheBytes::of_head(&group.layout, seq.len).times(self.n_kv_heads * group.n_layers)
+        };
         self.groups.iter().map(of_group).fold(CacheBytes::default(), |a, b| a + b)
     }
 

@@ -8,6 +8,8 @@ mod rope_fields;
 
 use serde_json::Value;
 
+use kivi_kernels::ops::Activation;
+
 use crate::error::{LoadError, clean};
 use crate::json::{Fields, show};
 use crate::rope::RopeConfig;
@@ -34,19 +36,6 @@ pub enum Architecture {
 
 /// The families by the names that `architectures` and `model_type` have for them.
 const ARCHITECTURES: &[(&str, &str, Architecture)] = &[("LlamaForCausalLM", "llama", Architecture::Llama)];
-
-/// The non-linearity of the feed-forward block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `x * Phi(x)`, by the error function.
-    Gelu,
-    /// The approximation of [`Activation::Gelu`] by a hyperbolic tangent.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-}
 
 /// Hugging Face's names for activations.
 const ACTIVATIONS: &[(&str, Activation)] = &[

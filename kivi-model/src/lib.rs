@@ -1,10 +1,20 @@
 //! Loading of models, the policy of the KIVI cache, and generation, generic over the backend.
 #![deny(unsafe_code)] // One exception: the module that maps files.
 
+pub mod cache;
 pub mod config;
+pub mod engine;
 pub mod error;
+pub mod generate;
+pub mod generation_config;
 mod json;
+mod llama;
+mod loader;
 mod map;
+pub mod model;
 pub mod rope;
+pub mod sampler;
 pub mod source;
+pub mod stop;
+pub mod tokenizer;
 pub mod weights;

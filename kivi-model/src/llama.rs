@@ -39,7 +39,8 @@ fn layer<B: Backend>(
     let (attention, mlp) = (config.attention_bias, config.mlp_bias);
     Ok(Layer {
         attention_norm: loader.vector(&name("input_layernorm.weight"))?,
-        qkv: loader.projection(&names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), attention)?,
+        qkv: loader
+            .projection(&names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), attention)?,
         output: loader.projection(&names(&["self_attn.o_proj"]), attention)?,
         mlp_norm: loader.vector(&name("post_attention_layernorm.weight"))?,
         gate_up: loader.projection(&names(&["mlp.gate_proj", "mlp.up_proj"]), mlp)?,

@@ -41,7 +41,11 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     /// The product with the matrices `NAME.weight`, their rows stacked, and, with `bias`, `NAME.bias` likewise.
-    pub fn projection(&mut self, names: &[String], bias: bool) -> Result<Projection<B>, ModelError<B::Error>> {
+    pub fn projection(
+        &mut self,
+        names: &[String],
+        bias: bool,
+    ) -> Result<Projection<B>, ModelError<B::Error>> {
         let with = |suffix: &str| names.iter().map(|name| format!("{name}.{suffix}")).collect::<Vec<_>>();
         let weight = self.matrices(&with("weight"))?;
         let bias = if bias { Some(self.vectors(&with("bias"))?) } else { None };

@@ -1,6 +1,10 @@
 //! A transformer on a backend: its weights, and one step through it. Families put it together from these parts.
 
-use kivi_kernels::{Backend, Batch, Rows, RowsMut, StepError, Weight, ops};
+use kivi_kernels::{
+    Backend, Batch, BatchCapacity, Element, GqaRatio, Rows, RowsMut, SeqStep, Spec, StepError, StepPlan,
+    Weight, ops,
+};
+use kivi_quant::{Bits, GroupSize, KiviConfig, PageLayout};
 
 use crate::cache::KvCache;
 use crate::config::{Architecture, ModelConfig};
@@ -77,8 +81,16 @@ impl<B: Backend> Model<B> {
         let config = ModelConfig::load(source)?;
         let checkpoint = Checkpoint::open(source)?;
         match config.architecture {
-            Architecture::Llama => crate::llama::load(&config, &mut Loader::new(backend, &checkpoint, progress)),
+            Architecture::Llama => {
+                crate::llama::load(&config, &mut Loader::new(backend, &checkpoint, progress))
+            }
         }
+    }
+
+    /// What its attention asks of a backend, with pages of this layout.
+    pub fn spec(&self, layout: PageLayout) -> Spec {
+        let gqa = GqaRatio(self.config.n_heads / self.config.n_kv_heads);
+        Spec { layout, gqa, act: B::Act::DTYPE, window: false, alibi: false }
     }
 
     /// What the model is.
@@ -90,7 +102,12 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     /// A failure of the device.
-    pub fn workspace(&self, backend: &B, max_tokens: usize, max_seqs: usize) -> Result<Workspace<B>, B::Error> {
+    pub fn workspace(
+        &self,
+        backend: &B,
+        max_tokens: usize,
+        max_seqs: usize,
+    ) -> Result<Workspace<B>, B::Error> {
         let c = &self.config;
         let heads = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
         let tables = if c.rope.is_dynamic() { max_seqs } else { 1 };
@@ -127,7 +144,11 @@ impl<B: Backend> Model<B> {
         probe: &mut Probe<'_, B>,
     ) -> Result<(), StepError<B::Error>> {
         let (c, n) = (&self.config, batch.n_tokens());
-        backend.embed(ops::Embed::new(RowsMut::new(&mut ws.hidden, n, c.hidden_size)?, &self.embed, &batch.tokens)?)?;
+        backend.embed(ops::Embed::new(
+            RowsMut::new(&mut ws.hidden, n, c.hidden_size)?,
+            &self.embed,
+            &batch.tokens,
+        )?)?;
         probe(0, &ws.hidden)?;
         for (i, layer) in self.layers.iter().enumerate() {
             self.attention(backend, layer, ws, cache, batch, i)?;
@@ -142,6 +163,38 @@ impl<B: Backend> Model<B> {
         let x = Rows::new(&ws.normed, seqs, c.hidden_size)?;
         backend.linear(ops::Linear::new(logits, x, self.head.as_ref().unwrap_or(&self.embed), None)?)?;
         Ok(())
+    }
+
+    /// Runs `tokens` alone, unquantized, and says after which part a value is not finite first: 0 for the
+    /// embedding, `i + 1` for layer `i`.
+    pub(crate) fn first_not_finite(
+        &self,
+        backend: &B,
+        tokens: &[u32],
+    ) -> Result<Option<usize>, StepError<B::Error>> {
+        let config = KiviConfig::new(Bits::B16, Bits::B16, GroupSize::G32, 32).expect("a valid setting");
+        let layout = PageLayout::new(config, self.config.head_dim).expect("this model has a cache already");
+        let groups = (vec![layout], vec![0; self.config.n_layers]);
+        let mut cache = KvCache::new(backend, self.config.n_kv_heads, groups, tokens.len(), 1)?;
+        let mut seq = cache.open().expect("one slot");
+        cache.reserve(&mut seq, tokens.len());
+        let max_pages = vec![config.pages(tokens.len())];
+        let capacity = BatchCapacity { max_seqs: 1, max_tokens: tokens.len(), max_pages };
+        let mut batch = Batch::new(backend, capacity, &[config])?;
+        let groups = cache.plan(&seq, tokens.len());
+        batch.plan(backend, &StepPlan { seqs: vec![SeqStep { tokens, len: 0, active: true, groups }] })?;
+        let mut ws = self.workspace(backend, tokens.len(), 1)?;
+        self.write_frequencies(backend, &mut ws, [tokens.len()].into_iter())?;
+        let mut first = None;
+        let mut values = vec![B::Act::from_f64(0.0); tokens.len() * self.config.hidden_size];
+        self.forward(backend, &mut ws, &mut cache, &batch, &mut |part, hidden| {
+            backend.read(hidden, 0, &mut values)?;
+            if first.is_none() && values.iter().any(|x| !x.to_f64().is_finite()) {
+                first = Some(part);
+            }
+            Ok(())
+        })?;
+        Ok(first)
     }
 
     /// Writes the frequencies of each sequence of the step, where they depend on its length.
@@ -168,7 +221,12 @@ impl<B: Backend> Model<B> {
         rows: usize,
     ) -> Result<(), StepError<B::Error>> {
         let (n, eps) = (self.config.hidden_size, self.config.norm_eps as f32);
-        Ok(backend.rms_norm(ops::RmsNorm::new(RowsMut::new(out, rows, n)?, Rows::new(x, rows, n)?, weight, eps)?)?)
+        Ok(backend.rms_norm(ops::RmsNorm::new(
+            RowsMut::new(out, rows, n)?,
+            Rows::new(x, rows, n)?,
+            weight,
+            eps,
+        )?)?)
     }
 
     fn attention(

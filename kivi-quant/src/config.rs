@@ -313,6 +313,11 @@ pub enum ConfigError {
     #[error("cache sinks: expected at most {max}, found {0}", max = KiviConfig::MAX_RESIDUAL)]
     Sinks(usize),
     /// A head that the page layout cannot hold.
-    #[error("cache head_dim: expected a multiple of 16 from 16 to 512, found {0}")]
-    HeadDim(usize),
+    #[error("cache head_dim: expected a multiple of {multiple} up to 512, found {head_dim}")]
+    HeadDim {
+        /// Channels of a head.
+        head_dim: usize,
+        /// What they must be a multiple of.
+        multiple: usize,
+    },
 }

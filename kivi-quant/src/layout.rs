@@ -38,10 +38,11 @@ impl PageLayout {
     /// Layout of the pages of `config` for heads of `head_dim` channels.
     ///
     /// # Errors
-    /// [`ConfigError::HeadDim`] unless `head_dim` is a multiple of 16 from 16 to 512.
+    /// [`ConfigError::HeadDim`] unless `head_dim` is a multiple of 16 (without quantization: of 2) up to 512.
     pub fn new(config: KiviConfig, head_dim: usize) -> Result<Self, ConfigError> {
-        if head_dim == 0 || !head_dim.is_multiple_of(16) || head_dim > 512 {
-            return Err(ConfigError::HeadDim(head_dim));
+        let multiple = if config.is_quantized() { 16 } else { 2 };
+        if head_dim == 0 || !head_dim.is_multiple_of(multiple) || head_dim > 512 {
+            return Err(ConfigError::HeadDim { head_dim, multiple });
         }
         Ok(Self { config, head_dim })
     }

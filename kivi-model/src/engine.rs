@@ -1,0 +1,496 @@
+//! The engine: sequences join and leave between steps, a step mixes prompts and decode rows. Everything that
+//! generates uses it.
+
+use std::collections::VecDeque;
+
+use kivi_kernels::{Backend, Batch, BatchCapacity, Element, KernelError, SeqStep, StepError, StepPlan, ops};
+use kivi_quant::{CacheBytes, ConfigError, KiviConfig};
+
+use crate::cache::{KvCache, SeqCache, cache_groups};
+use crate::model::{Model, Workspace};
+use crate::sampler::{Sampler, SamplingParams};
+
+/// Sizes of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// The cache of every layer.
+    pub cache: KiviConfig,
+    /// Longest sequence, prompt and generated tokens together.
+    pub max_context: usize,
+    /// Sequences that run at a time; further ones wait.
+    pub max_seqs: usize,
+    /// Rows of a step. A prompt that is longer is cut into chunks, and its later chunks see a packed past.
+    pub max_batched_tokens: usize,
+    /// Packed tokens that the page pool holds, over all sequences.
+    pub pool_tokens: usize,
+}
+
+/// One text to continue.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The prompt; not empty, each token below the vocabulary's size.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate; at least 1.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Tokens that end the text.
+    pub eos: Vec<u32>,
+    /// Tokens to take in this order instead of chosen ones (teacher forcing); then what is left is chosen.
+    pub forced: Vec<u32>,
+    /// Whether [`Event::Token`] carries the logits.
+    pub want_logits: bool,
+}
+
+/// Names a submitted request; unique within an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeqId(u64);
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token, or a stop string found by the caller.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+    /// The caller cancelled it.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The name in machine-readable output: `stop`, `length` or `cancelled`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a sequence's cache took at its end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CacheUse {
+    /// Bytes in use, by part.
+    pub used: CacheBytes,
+    /// Bytes of whole pages, rings and sinks.
+    pub allocated: usize,
+    /// Tokens in the cache.
+    pub tokens: usize,
+}
+
+/// What happened to a sequence in a step.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// It has a new token.
+    Token {
+        /// The sequence.
+        id: SeqId,
+        /// The token; an end token is reported too.
+        token: u32,
+        /// `[vocab_size]`, what the token was chosen from, if asked for.
+        logits: Option<Vec<f32>>,
+    },
+    /// It is complete and has left the engine.
+    Finished {
+        /// The sequence.
+        id: SeqId,
+        /// Why.
+        reason: FinishReason,
+        /// What its cache took.
+        cache: CacheUse,
+    },
+    /// It failed and has left the engine; others go on.
+    Failed {
+        /// The sequence.
+        id: SeqId,
+        /// Why.
+        error: SequenceError,
+    },
+}
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// There is nothing to continue.
+    #[error("prompt: expected at least 1 token, found none")]
+    EmptyPrompt,
+    /// Nothing is to be generated.
+    #[error("max tokens: expected at least 1, found 0")]
+    NoTokens,
+    /// The prompt does not fit the context.
+    #[error(
+        "prompt: has {prompt} tokens, but the context holds {context} with at least 1 to generate; shorten the prompt or raise --ctx-size"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// A token that the model does not have.
+    #[error("prompt: token id {token} at place {place} is not below the vocabulary's size {vocab_size}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Where it stands.
+        place: usize,
+        /// What the model has.
+        vocab_size: usize,
+    },
+    /// The page pool could never hold it.
+    #[error("prompt: {tokens} tokens need more cache pages than the pool of {pool_tokens} tokens has")]
+    PoolTooSmall {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Tokens of the pool.
+        pool_tokens: usize,
+    },
+}
+
+/// Why one sequence failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SequenceError {
+    /// No page is free and no other sequence will give one back.
+    #[error("out of cache pages after {tokens} tokens: the pool of {pool_tokens} tokens is full")]
+    OutOfPages {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Tokens of the pool.
+        pool_tokens: usize,
+    },
+    /// The model computed NaN or infinity.
+    #[error("logits are not finite: {place}; the weights are damaged or overflow")]
+    NotFinite {
+        /// Where it shows first.
+        place: String,
+    },
+}
+
+/// Why an engine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError<E: KernelError> {
+    /// The cache settings do not fit the model.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The backend has no kernels for this cache and model.
+    #[error("{backend} has no kernels for {what}")]
+    Unsupported {
+        /// The backend.
+        backend: String,
+        /// The cache.
+        what: String,
+    },
+    /// The device failed.
+    #[error("allocating the cache: {0}")]
+    Device(#[source] E),
+}
+
+struct Sequence {
+    id: SeqId,
+    request: Request,
+    /// Prompt and generated tokens.
+    tokens: Vec<u32>,
+    sampler: Sampler,
+    cache: SeqCache,
+}
+
+impl Sequence {
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.cache.len
+    }
+
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.request.prompt.len()
+    }
+
+    /// Whether the next token is simply the most likely one.
+    fn is_greedy(&self) -> bool {
+        !self.request.want_logits && self.request.sampling.is_plain_greedy()
+    }
+}
+
+/// One row of picks: which running sequence, how many of its tokens.
+type Pick = (usize, usize);
+
+/// Runs requests on a model with a KIVI cache.
+pub struct Engine<'a, B: Backend> {
+    backend: &'a B,
+    model: &'a Model<B>,
+    config: EngineConfig,
+    cache: KvCache<B>,
+    batch: Batch<B>,
+    workspace: Workspace<B>,
+    greedy: B::Buffer<u32>,
+    waiting: VecDeque<(SeqId, Request)>,
+    running: Vec<Sequence>,
+    next_id: u64,
+}
+
+impl<'a, B: Backend> Engine<'a, B> {
+    /// Allocates activations, page pool and rings.
+    ///
+    /// # Errors
+    /// Cache settings that do not fit the model or the backend, or no memory.
+    pub fn new(
+        backend: &'a B,
+        model: &'a Model<B>,
+        config: EngineConfig,
+    ) -> Result<Self, EngineError<B::Error>> {
+        let c = model.config();
+        let groups = cache_groups(c, &vec![config.cache; c.n_layers])?;
+        for layout in &groups.0 {
+            let spec = model.spec(*layout);
+            if !backend.supports(&spec) {
+                let what = format!("{spec:?}");
+                return Err(EngineError::Unsupported { backend: backend.name().to_owned(), what });
+            }
+        }
+        let device = EngineError::Device;
+        let cache = KvCache::new(backend, c.n_kv_heads, groups, config.pool_tokens, config.max_seqs)
+            .map_err(device)?;
+        let max_pages = config.max_context.div_ceil(config.cache.page_tokens());
+        let configs = cache.configs();
+        let capacity = BatchCapacity {
+            max_seqs: config.max_seqs,
+            max_tokens: config.max_batched_tokens,
+            max_pages: vec![max_pages; configs.len()],
+        };
+        Ok(Self {
+            batch: Batch::new(backend, capacity, &configs).map_err(device)?,
+            workspace: model
+                .workspace(backend, config.max_batched_tokens, config.max_seqs)
+                .map_err(device)?,
+            greedy: backend.zeros(config.max_seqs).map_err(device)?,
+            cache,
+            backend,
+            model,
+            config,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            next_id: 0,
+        })
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// A request that can never run.
+    pub fn submit(&mut self, request: Request) -> Result<SeqId, SubmitError> {
+        let (prompt, vocab_size) = (request.prompt.len(), self.model.config().vocab_size);
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if request.max_tokens == 0 {
+            return Err(SubmitError::NoTokens);
+        }
+        if prompt >= self.config.max_context {
+            return Err(SubmitError::PromptTooLong { prompt, context: self.config.max_context });
+        }
+        let unknown = |&(_, &token): &(usize, &u32)| token as usize >= vocab_size;
+        if let Some((place, &token)) = request.prompt.iter().chain(&request.forced).enumerate().find(unknown)
+        {
+            return Err(SubmitError::UnknownToken { token, place, vocab_size });
+        }
+        if !self.cache.can_hold(prompt) {
+            return Err(SubmitError::PoolTooSmall { tokens: prompt, pool_tokens: self.config.pool_tokens });
+        }
+        let id = SeqId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back((id, request));
+        Ok(id)
+    }
+
+    /// Whether any request is left.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Prompt tokens of running requests that are in the cache.
+    pub fn prompt_tokens_done(&self) -> usize {
+        self.running.iter().map(|seq| seq.cache.len.min(seq.request.prompt.len())).sum()
+    }
+
+    /// Ends a request; returns what its cache took, or `None` if there is no such request any more.
+    pub fn cancel(&mut self, id: SeqId) -> Option<CacheUse> {
+        if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == id) {
+            self.waiting.remove(place);
+            return Some(CacheUse::default());
+        }
+        let place = self.running.iter().position(|seq| seq.id == id)?;
+        Some(self.release(place))
+    }
+
+    /// Runs one step and tells what came of it; nothing to do is no event.
+    ///
+    /// # Errors
+    /// A failure of the device: the engine is of no further use.
+    pub fn step(&mut self) -> Result<Vec<Event>, StepError<B::Error>> {
+        self.admit();
+        let picks = self.pick();
+        if picks.is_empty() {
+            return Ok(self.fail_one_without_pages().into_iter().collect());
+        }
+        self.run(&picks)?;
+        self.collect(&picks)
+    }
+
+    /// Moves waiting requests to running ones while there are slots and pages for their prompts.
+    fn admit(&mut self) {
+        while let Some((_, request)) = self.waiting.front() {
+            if !self.cache.has_room(request.prompt.len()) {
+                return;
+            }
+            let Some(mut cache) = self.cache.open() else { return };
+            let (id, request) = self.waiting.pop_front().expect("looked at above");
+            let reserved = self.cache.reserve(&mut cache, request.prompt.len());
+            debug_assert!(reserved, "has_room");
+            let (tokens, sampler) = (request.prompt.clone(), Sampler::new(&request.sampling));
+            self.running.push(Sequence { id, request, tokens, sampler, cache });
+        }
+    }
+
+    /// Chooses the rows of a step: decode rows first, then prompts, under the token budget. A sequence that gets
+    /// no page waits.
+    fn pick(&mut self) -> Vec<Pick> {
+        let mut budget = self.config.max_batched_tokens;
+        let mut picks = Vec::new();
+        let decodes = |seq: &Sequence| seq.pending() == 1;
+        let order = (0..self.running.len()).filter(|&i| decodes(&self.running[i]));
+        let prompts = (0..self.running.len()).filter(|&i| !decodes(&self.running[i]));
+        for i in order.chain(prompts).collect::<Vec<_>>() {
+            let seq = &mut self.running[i];
+            let n = seq.pending().min(budget);
+            let len = seq.cache.len + n;
+            if n > 0 && self.cache.reserve(&mut seq.cache, len) {
+                budget -= n;
+                picks.push((i, n));
+            }
+        }
+        picks
+    }
+
+    /// When nobody can go on, the youngest sequence gives its pages to the others.
+    fn fail_one_without_pages(&mut self) -> Option<Event> {
+        let seq = self.running.last()?;
+        let (id, tokens) = (seq.id, seq.tokens.len());
+        let error = SequenceError::OutOfPages { tokens, pool_tokens: self.config.pool_tokens };
+        self.release(self.running.len() - 1);
+        Some(Event::Failed { id, error })
+    }
+
+    fn run(&mut self, picks: &[Pick]) -> Result<(), StepError<B::Error>> {
+        self.cache.clear_pages(self.backend)?;
+        let seqs = picks.iter().map(|&(i, n)| {
+            let seq = &self.running[i];
+            let (len, groups) = (seq.cache.len, self.cache.plan(&seq.cache, n));
+            SeqStep { tokens: &seq.tokens[len..len + n], len, active: true, groups }
+        });
+        self.batch.plan(self.backend, &StepPlan { seqs: seqs.collect() })?;
+        let lens = picks.iter().map(|&(i, n)| self.running[i].cache.len + n);
+        self.model.write_frequencies(self.backend, &mut self.workspace, lens)?;
+        let (model, workspace, cache) = (self.model, &mut self.workspace, &mut self.cache);
+        let batch = &self.batch;
+        self.backend.record(batch.key(), |backend| {
+            model.forward(backend, workspace, cache, batch, &mut |_, _| Ok(()))
+        })?;
+        for &(i, n) in picks {
+            self.running[i].cache.len += n;
+        }
+        Ok(())
+    }
+
+    /// Chooses the next token of every sequence whose tokens are all in the cache.
+    fn collect(&mut self, picks: &[Pick]) -> Result<Vec<Event>, StepError<B::Error>> {
+        let ready = |i: usize| self.running[i].pending() == 0;
+        let mut greedy = Vec::new();
+        if picks.iter().any(|&(i, _)| ready(i) && self.running[i].is_greedy()) {
+            let vocab_size = self.model.config().vocab_size;
+            let rows = kivi_kernels::Rows::new(&self.workspace.logits, picks.len(), vocab_size)?;
+            self.backend.argmax(ops::Argmax::new(&mut self.greedy, rows)?)?;
+            greedy = vec![0; picks.len()];
+            self.backend.read(&self.greedy, 0, &mut greedy)?;
+        }
+        let mut events = Vec::new();
+        let mut done = Vec::new();
+        for (row, &(i, _)) in picks.iter().enumerate().filter(|(_, (i, _))| ready(*i)).collect::<Vec<_>>() {
+            let chosen = self.choose(row, i, greedy.get(row).copied())?;
+            let id = self.running[i].id;
+            let Some((token, logits)) = chosen else {
+                let place = self.first_not_finite(i)?;
+                done.push(i);
+                events.push(Event::Failed { id, error: SequenceError::NotFinite { place } });
+                continue;
+            };
+            self.running[i].tokens.push(token);
+            events.push(Event::Token { id, token, logits });
+            if let Some(reason) = self.finish_reason(i, token) {
+                done.push(i);
+                events.push(Event::Finished { id, reason, cache: self.cache_use(i) });
+            }
+        }
+        done.sort_unstable();
+        for i in done.into_iter().rev() {
+            self.release(i);
+        }
+        Ok(events)
+    }
+
+    /// The next token of running sequence `i`, whose logits are in `row`; `None` if they are not finite.
+    #[allow(clippy::type_complexity)] // a token and what it was chosen from
+    fn choose(
+        &mut self,
+        row: usize,
+        i: usize,
+        greedy: Option<u32>,
+    ) -> Result<Option<(u32, Option<Vec<f32>>)>, StepError<B::Error>> {
+        let vocab_size = self.model.config().vocab_size;
+        let seq = &mut self.running[i];
+        let forced = seq.request.forced.get(seq.generated()).copied();
+        if seq.is_greedy() {
+            let best = greedy.filter(|&token| (token as usize) < vocab_size);
+            return Ok(best.map(|best| (forced.unwrap_or(best), None)));
+        }
+        let mut values = vec![B::Act::from_f64(0.0); vocab_size];
+        self.backend.read(&self.workspace.logits, row * vocab_size, &mut values)?;
+        let logits: Vec<f32> = values.iter().map(|x| x.to_f64() as f32).collect();
+        if logits.iter().any(|x| !x.is_finite()) {
+            return Ok(None);
+        }
+        let token = forced.unwrap_or_else(|| seq.sampler.sample(&logits, &seq.tokens));
+        Ok(Some((token, seq.request.want_logits.then_some(logits))))
+    }
+
+    fn finish_reason(&self, i: usize, token: u32) -> Option<FinishReason> {
+        let seq = &self.running[i];
+        if seq.request.eos.contains(&token) {
+            return Some(FinishReason::Stop);
+        }
+        let full = seq.tokens.len() >= self.config.max_context || !self.cache.can_hold(seq.tokens.len());
+        (full || seq.generated() >= seq.request.max_tokens).then_some(FinishReason::Length)
+    }
+
+    fn cache_use(&self, i: usize) -> CacheUse {
+        let cache = &self.running[i].cache;
+        CacheUse { used: self.cache.bytes(cache), allocated: self.cache.allocated(cache), tokens: cache.len }
+    }
+
+    fn release(&mut self, i: usize) -> CacheUse {
+        let used = self.cache_use(i);
+        self.cache.close(self.running.remove(i).cache);
+        used
+    }
+
+    /// Runs the tokens of sequence `i` once more, alone and over an unquantized cache, and says after which part
+    /// of the model a value is not finite first.
+    fn first_not_finite(&self, i: usize) -> Result<String, StepError<B::Error>> {
+        let found = self.model.first_not_finite(self.backend, &self.running[i].tokens)?;
+        Ok(match found {
+            Some(0) => "the embedding is the first part whose output is not".to_owned(),
+            Some(layer) => format!("layer {} is the first whose output is not", layer - 1),
+            None => "every layer's output is finite, the output head's is not".to_owned(),
+        })
+    }
+}
