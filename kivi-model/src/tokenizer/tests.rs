@@ -91,14 +91,6 @@ fn a_token_that_the_config_names_must_exist() {
 }
 
 #[test]
-fn deep_nesting_is_refused_before_it_costs_time() {
-    let deep = format!(r#"{{"pre_tokenizer": {}{}}}"#, "[".repeat(60), "]".repeat(60));
-    let message = Tokenizer::load(&source(vec![(NAME, deep.into_bytes())]), 9).unwrap_err().to_string();
-    assert!(message.contains("levels of nesting, found 61"), "{message}");
-    assert_eq!(depth(br#"{"a[[\"[[": [{}]}"#), 3);
-}
-
-#[test]
 fn a_character_of_several_tokens_comes_whole() {
     let mut stream = load(true, "{}").unwrap().stream();
     let crab: Vec<String> = "🦀".bytes().map(|b| stream.push(b.into()).unwrap()).collect();
