@@ -1,2 +1,63 @@
-//! kivi-cli
-fn main() {}
+//! The command line of kivi: transformer inference with a 2-bit key/value cache.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod failure;
+mod format;
+mod json;
+mod memory;
+mod model_source;
+mod output;
+mod prompts;
+mod report;
+mod settings;
+mod sizing;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
+use std::process::ExitCode;
+
+use clap::Parser;
+use kivi_kernels_ref::Cpu;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command, Device};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::usage(&error),
+    };
+    log_to_stderr(cli.verbose, cli.quiet);
+    // Libraries that panic on damaged files are caught where they are called; what they print meanwhile is noise.
+    set_hook(Box::new(|panic| tracing::debug!("{panic}")));
+    match catch_unwind(AssertUnwindSafe(|| run(&cli))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => ExitCode::from(failure::report(&error)),
+        Err(panic) => failure::fault(panic.as_ref()),
+    }
+}
+
+/// Runs a command on the backend that it asks for: the only place that knows which there are.
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Generate(args) => match args.device {
+            Device::Auto | Device::Cpu => commands::generate::run(&Cpu::<f32>::new(), args, cli.quiet),
+        },
+    }
+}
+
+/// Sends logs to standard error; `RUST_LOG` wins over the flags.
+fn log_to_stderr(verbose: u8, quiet: bool) {
+    let level = match verbose {
+        _ if quiet => "error",
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    logs.without_time().with_target(false).init();
+}

@@ -1,0 +1,206 @@
+//! The command line as it is typed; `settings.rs` and `commands/` say what it means.
+
+mod values;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use kivi_quant::{Bits, GroupSize, KvDtype};
+
+pub use values::{KvBits, MAX_TOKENS, PromptIds};
+
+/// Transformer inference with a 2-bit key/value cache (KIVI).
+#[derive(Debug, Parser)]
+#[command(name = "kivi-cli", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Logs more, to standard error; twice for still more (RUST_LOG wins)
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", help_heading = "Run")]
+    pub verbose: u8,
+    /// Nothing but the text and errors: no progress, no statistics
+    #[arg(short, long, global = true, help_heading = "Run")]
+    pub quiet: bool,
+}
+
+/// A subcommand.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Continue one or several prompts
+    #[command(after_help = GENERATE_HELP)]
+    Generate(Box<GenerateArgs>),
+    /// Say what a checkpoint is, and what its cache takes, without loading its weights
+    #[command(after_help = INSPECT_HELP)]
+    Inspect(InspectArgs),
+}
+
+const GENERATE_HELP: &str = "\
+Standard output has the new text and a line end, not the prompt. The text of one prompt is shown as it is made. \
+Several prompts run as one batch; their texts follow each other in the order of -p, -f, --prompt-ids, each under a \
+line `==> prompt 1 <==`. Statistics go to standard error.
+
+Examples:
+  kivi-cli generate --prompt \"Once upon a time there was a king who\"
+  kivi-cli generate -m Llama-3.2-1B -f story.txt -n 100 --kv-bits 4:2 --json";
+
+const INSPECT_HELP: &str = "\
+Examples:
+  kivi-cli inspect Llama-3.2-1B -c 32768 --batch-size 8";
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub bits: BitsArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Longest sequence, prompt and new text together [default: the model's context]
+    #[arg(short, long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Cache",
+          aliases = ["max-model-len", "max-seq-len"], allow_negative_numbers = true)]
+    pub ctx_size: Option<usize>,
+    /// Where to compute: auto or cpu
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Run"
+    )]
+    pub device: Device,
+    /// Prompt tokens of one step; longer prompts are cut, and later parts see a packed past
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = values::tokens,
+          help_heading = "Run", allow_negative_numbers = true)]
+    pub max_num_batched_tokens: usize,
+    /// Print one JSON object instead of text and statistics
+    #[arg(long, help_heading = "Run")]
+    pub json: bool,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Tokens in the cache of each sequence [default: the model's context]
+    #[arg(short, long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Cache",
+          aliases = ["max-model-len", "max-seq-len"], allow_negative_numbers = true)]
+    pub ctx_size: Option<usize>,
+    /// Sequences
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = values::tokens,
+          help_heading = "Cache", allow_negative_numbers = true)]
+    pub batch_size: usize,
+    /// Print one JSON object
+    #[arg(long, help_heading = "Run")]
+    pub json: bool,
+}
+
+/// Which model.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Checkpoint directory in the Hugging Face layout [default: the built-in kivi-tiny]
+    #[arg(value_name = "DIR", conflicts_with = "model")]
+    pub dir: Option<PathBuf>,
+    /// The same, as a flag
+    #[arg(short, long, value_name = "DIR", alias = "model-id")]
+    pub model: Option<PathBuf>,
+}
+
+/// What to continue.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct PromptArgs {
+    /// Text to continue; `-` reads standard input. May be repeated
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// File with the text to continue, without its last line end. May be repeated
+    #[arg(short, long, value_name = "PATH")]
+    pub file: Vec<PathBuf>,
+    /// Token ids to continue, as `1,2,3`; nothing is added to them. May be repeated
+    #[arg(long, value_name = "IDS")]
+    pub prompt_ids: Vec<PromptIds>,
+}
+
+/// How tokens are chosen, and when to end.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Text (defaults from generation_config.json, else greedy)")]
+pub struct SamplingArgs {
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256, value_parser = values::tokens,
+          aliases = ["max-new-tokens", "n-predict", "predict", "sample-len"], allow_negative_numbers = true)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token, 1 samples from what the model says
+    #[arg(long, value_name = "T", value_parser = values::real, alias = "temp", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Sample from the K likeliest tokens; 0 means all
+    #[arg(long, value_name = "K", value_parser = values::top_k, allow_negative_numbers = true)]
+    pub top_k: Option<usize>,
+    /// Sample from the fewest tokens whose probabilities reach P
+    #[arg(long, value_name = "P", value_parser = values::real, allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Sample from tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", value_parser = values::real, allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Makes tokens that were there before less likely; 1 is off
+    #[arg(long, value_name = "X", value_parser = values::real, alias = "repeat-penalty",
+          allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// The same seed gives the same text [default: random, and printed]
+    #[arg(long, value_name = "N", value_parser = values::seed, allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+    /// End before this text. May be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on after the model's end token
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+/// Widths of the cache.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache")]
+pub struct BitsArgs {
+    /// Bits of keys and values, 2, 4, 8 or 16 (not quantized), or `4:2` for keys 4 and values 2
+    #[arg(long, value_name = "BITS|K:V", default_value = "2", allow_negative_numbers = true)]
+    pub kv_bits: KvBits,
+    /// Bits of keys, whatever --kv-bits says
+    #[arg(long, value_name = "BITS", value_parser = values::bits, allow_negative_numbers = true)]
+    pub k_bits: Option<Bits>,
+    /// Bits of values, whatever --kv-bits says
+    #[arg(long, value_name = "BITS", value_parser = values::bits, allow_negative_numbers = true)]
+    pub v_bits: Option<Bits>,
+}
+
+/// The other settings of the cache.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheArgs {
+    /// Elements that share a scale: 32, 64 or 128
+    #[arg(long, value_name = "N", default_value = "32", value_parser = values::group_size,
+          alias = "group-size", allow_negative_numbers = true)]
+    pub kv_group_size: GroupSize,
+    /// Recent tokens kept in full precision; a multiple of the group size
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = values::tokens,
+          alias = "residual-length", allow_negative_numbers = true)]
+    pub kv_residual: usize,
+    /// Type of what is kept in full precision: f16, bf16 or f32
+    #[arg(long, value_name = "DTYPE", default_value = "f16", value_parser = values::kv_dtype)]
+    pub kv_dtype: KvDtype,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The fastest there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}

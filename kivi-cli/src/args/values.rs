@@ -1,0 +1,98 @@
+//! Values of flags, each with a message that says what would be right.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use kivi_quant::{Bits, GroupSize, KvDtype};
+
+/// More tokens than any model's context: a larger number is a slip.
+pub const MAX_TOKENS: usize = 1 << 24;
+
+/// Bits of keys and of values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvBits {
+    /// Of keys.
+    pub k: Bits,
+    /// Of values.
+    pub v: Bits,
+}
+
+impl FromStr for KvBits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (k, v) = text.split_once(':').unwrap_or((text, text));
+        match (bits(k), bits(v)) {
+            (Ok(k), Ok(v)) => Ok(Self { k, v }),
+            _ => Err("expected 2, 4, 8 or 16, or K:V as 4:2".into()),
+        }
+    }
+}
+
+impl fmt::Display for KvBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.k, self.v)
+    }
+}
+
+/// The token ids of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptIds(pub Vec<u32>);
+
+impl FromStr for PromptIds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ids = text.split(',').map(|id| id.trim().parse());
+        let ids: Result<_, _> = ids.collect();
+        ids.map(Self).map_err(|_| "expected token ids as 1,2,3".into())
+    }
+}
+
+/// A number of tokens, or of anything else there is at least one of.
+pub fn tokens(text: &str) -> Result<usize, String> {
+    whole(text, 1..=MAX_TOKENS)
+}
+
+/// A number of tokens to choose from.
+pub fn top_k(text: &str) -> Result<usize, String> {
+    whole(text, 0..=MAX_TOKENS)
+}
+
+fn whole(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("expected a whole number from {} to {}", range.start(), range.end()))
+}
+
+/// A seed.
+pub fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
+/// A number; whether it is in its range is checked later.
+pub fn real(text: &str) -> Result<f32, String> {
+    text.parse().map_err(|_| "expected a number".into())
+}
+
+/// The width of codes.
+pub fn bits(text: &str) -> Result<Bits, String> {
+    let bits = text.parse::<u32>().ok().and_then(|bits| Bits::try_from(bits).ok());
+    bits.ok_or_else(|| "expected 2, 4, 8 or 16".into())
+}
+
+/// A group size.
+pub fn group_size(text: &str) -> Result<GroupSize, String> {
+    let size = text.parse::<usize>().ok().and_then(|size| GroupSize::try_from(size).ok());
+    size.ok_or_else(|| "expected 32, 64 or 128".into())
+}
+
+/// The type of full-precision rows, under any of its usual names.
+pub fn kv_dtype(text: &str) -> Result<KvDtype, String> {
+    match text {
+        "f16" | "half" | "float16" => Ok(KvDtype::F16),
+        "bf16" | "bfloat16" => Ok(KvDtype::Bf16),
+        "f32" | "float" | "float32" => Ok(KvDtype::F32),
+        _ => Err("expected f16, bf16 or f32".into()),
+    }
+}

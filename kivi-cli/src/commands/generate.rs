@@ -1,0 +1,139 @@
+//! `generate`: continues prompts.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use kivi_kernels::Backend;
+use kivi_model::config::ModelConfig;
+use kivi_model::engine::{Engine, Request};
+use kivi_model::generate::{GenerateError, Generation, Progress, TextRequest, generate};
+use kivi_model::generation_config::GenerationConfig;
+use kivi_model::model::Model;
+use kivi_model::source::Source;
+use kivi_model::tokenizer::Tokenizer;
+
+use crate::args::GenerateArgs;
+use crate::output::{self, Screen};
+use crate::prompts::{self, Prompt};
+use crate::report::{self, Run};
+use crate::settings::{self, Seed};
+use crate::{json, model_source, sizing};
+
+/// Runs the command on `backend`; `quiet` leaves progress and statistics out.
+pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<()> {
+    settings::check_text(&args.sampling)?;
+    let (k_bits, v_bits) = settings::bits(&args.bits);
+    let cache = settings::cache(&args.cache, k_bits, v_bits)?;
+    let source = model_source::open(&args.model)?;
+    let prompts = prompts::read(&args.prompts)?;
+
+    let start = Instant::now();
+    let config = ModelConfig::load(&source)?;
+    let context = settings::context(args.ctx_size, &config)?;
+    let recommended = GenerationConfig::load(&source, &config)?;
+    let tokenizer = Tokenizer::load(&source, config.vocab_size)?;
+    let seed = Seed::new(args.sampling.seed);
+    let requests = requests(args, &prompts, &tokenizer, context, (&recommended, seed))?;
+    let draws = requests.iter().any(|request| request.request.sampling.temperature > 0.0);
+    let progress = !quiet && !args.json;
+    let (model, weights_bytes) = load(backend, &source, progress)?;
+    let load = start.elapsed();
+
+    let lens: Vec<usize> = requests.iter().map(|request| request.request.prompt.len()).collect();
+    let budget = args.max_num_batched_tokens;
+    let sizes = sizing::engine(cache, &lens, args.sampling.max_tokens, context, budget);
+    let mut engine = Engine::new(backend, &model, sizes).with_context(|| source.place("config.json"))?;
+    let setup = start.elapsed() - load;
+    let mut screen = Screen::new(prompts.len() == 1 && !args.json, progress);
+    let result = generate(&mut engine, &tokenizer, requests, &mut |progress| match progress {
+        Progress::Text { text, .. } => screen.text(text),
+        Progress::Step { prompt_done, prompt_total } => screen.prompt(prompt_done, prompt_total),
+    });
+    let generations = result.map_err(|error| named(error, &prompts))?;
+    screen.finish()?;
+    let run = Run {
+        model: source.place(""),
+        device: backend.name().to_owned(),
+        weights_bytes,
+        cache,
+        seed: draws.then_some(seed),
+        load,
+        setup,
+        texts: prompts.into_iter().map(|prompt| prompt.label).zip(generations).collect(),
+    };
+    show(&run, args.json, quiet)
+}
+
+/// What the engine is to do for each prompt.
+fn requests(
+    args: &GenerateArgs,
+    prompts: &[Prompt],
+    tokenizer: &Tokenizer,
+    context: usize,
+    (recommended, seed): (&GenerationConfig, Seed),
+) -> Result<Vec<TextRequest>> {
+    let sampling = settings::sampling(&args.sampling, recommended, seed);
+    let eos = if args.sampling.ignore_eos { Vec::new() } else { recommended.eos_token_ids.clone() };
+    let request = |prompt: &Prompt| {
+        let request = Request {
+            prompt: prompt.tokens(tokenizer, context)?,
+            max_tokens: args.sampling.max_tokens,
+            sampling: sampling.clone(),
+            eos: eos.clone(),
+            forced: Vec::new(),
+            want_logits: false,
+        };
+        Ok(TextRequest { request, stop: args.sampling.stop.clone() })
+    };
+    prompts.iter().map(request).collect()
+}
+
+/// Loads the weights; returns their bytes too.
+fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<(Model<B>, u64)> {
+    let bar = output::bar(progress, "loading the model", "{msg} {bar:30} {bytes}/{total_bytes}");
+    let mut weights_bytes = 0;
+    let model = Model::load(backend, source, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        weights_bytes = total;
+    });
+    bar.finish_and_clear();
+    Ok((model?, weights_bytes))
+}
+
+/// An error of the run, with the prompt at fault under the name that it was given.
+fn named<E: kivi_kernels::KernelError>(error: GenerateError<E>, prompts: &[Prompt]) -> anyhow::Error {
+    match error {
+        GenerateError::Submit { index, error } => anyhow!("{}", prompts[index].refused(&error)),
+        other => other.into(),
+    }
+}
+
+/// Prints what is not printed yet; fails if a text did.
+fn show(run: &Run, json: bool, quiet: bool) -> Result<()> {
+    if json {
+        output::write(&(json::of(run)? + "\n"))?;
+    } else if run.texts.len() > 1 {
+        output::write(&blocks(&run.texts))?;
+    }
+    if !json && !quiet {
+        eprint!("\n{}", report::statistics(run));
+    }
+    let failed = |(label, text): &(String, Generation)| {
+        let error = text.end.as_ref().err()?;
+        Some(format!("{}: {label}: {error}", run.model))
+    };
+    match run.texts.iter().find_map(failed) {
+        Some(error) => bail!(error),
+        None => Ok(()),
+    }
+}
+
+/// Several texts, each under the name of its prompt.
+fn blocks(texts: &[(String, Generation)]) -> String {
+    let block = |(label, text): &(String, Generation)| {
+        let end = if text.text.ends_with('\n') { "" } else { "\n" };
+        format!("==> {label} <==\n{}{end}", text.text)
+    };
+    texts.iter().map(block).collect::<Vec<_>>().join("\n")
+}

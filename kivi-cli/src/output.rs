@@ -1,0 +1,71 @@
+//! Standard output for text, standard error for progress.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::failure;
+
+/// Writes to standard output at once.
+pub fn write(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.context("standard output: cannot be written")
+}
+
+/// A bar on standard error; hidden if that is not a terminal, or if `shown` is false.
+pub fn bar(shown: bool, what: &'static str, template: &str) -> ProgressBar {
+    if !shown {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0).with_message(what);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// The texts of a run: one is shown as it is made, several when all are complete.
+pub struct Screen {
+    streams: bool,
+    prefill: ProgressBar,
+    ends_line: bool,
+}
+
+impl Screen {
+    /// A screen that streams the text of the only prompt, or nothing.
+    pub fn new(streams: bool, progress: bool) -> Self {
+        let template = "{msg} {bar:30} {pos}/{len} tokens {elapsed}";
+        Self { streams, prefill: bar(progress, "reading the prompt", template), ends_line: false }
+    }
+
+    /// More of the prompts is in the cache.
+    pub fn prompt(&self, done: usize, total: usize) {
+        self.prefill.set_length(total as u64);
+        self.prefill.set_position(self.prefill.position().max(done as u64));
+        if done >= total {
+            self.prefill.finish_and_clear();
+        }
+    }
+
+    /// There is new text. If nobody can read it, generating more is of no use: the program ends here.
+    pub fn text(&mut self, text: &str) {
+        self.prefill.finish_and_clear();
+        if !self.streams {
+            return;
+        }
+        self.ends_line = text.ends_with('\n');
+        if let Err(error) = write(text) {
+            std::process::exit(i32::from(failure::report(&error)));
+        }
+    }
+
+    /// All texts are complete: ends the line.
+    pub fn finish(&self) -> Result<()> {
+        self.prefill.finish_and_clear();
+        if self.streams && !self.ends_line { write("\n") } else { Ok(()) }
+    }
+}
