@@ -85,8 +85,4 @@ impl Accum for f32 {
     fn attend(cpu: &Cpu<Self>, op: AttendParts<'_, Cpu<Self>>) {
         if cpu.is_yardstick() { oracle::attend(cpu, op) } else { fast::attend(cpu, op) }
     }
-
-    fn append(cpu: &Cpu<Self>, op: AppendParts<'_, Cpu<Self>>) {
-        if cpu.is_yardstick() { oracle::append(cpu, op) } else { fast::append(cpu, op) }
-    }
 }

@@ -1,20 +1,17 @@
-//! The ops that decide the speed of `Cpu<f32>`.
+//! The ops that decide the speed of `Cpu<f32>`: matrix products and attention over packed pages.
+//!
+//! Loops are plain Rust over fixed-size arrays, compiled for the vector unit at hand by `pulp`; products of
+//! matrices are the `gemm` crate's; work is spread by rayon. How work is cut depends on the sequence alone, never
+//! on the batch or the number of threads, so a sequence's results do not either.
 
-use kivi_kernels::ops::{AppendParts, AttendParts, LinearParts};
+mod attend;
+mod linear;
+mod math;
+#[allow(unsafe_code)] // one call of the gemm crate
+mod matmul;
+mod packed;
+mod rows;
+mod softmax;
 
-use crate::{Cpu, oracle};
-
-/// [`kivi_kernels::ops::Linear`].
-pub(crate) fn linear(cpu: &Cpu<f32>, op: LinearParts<'_, Cpu<f32>>) {
-    oracle::linear(cpu, op);
-}
-
-/// [`kivi_kernels::ops::Attend`].
-pub(crate) fn attend(cpu: &Cpu<f32>, op: AttendParts<'_, Cpu<f32>>) {
-    oracle::attend(cpu, op);
-}
-
-/// [`kivi_kernels::ops::Append`].
-pub(crate) fn append(cpu: &Cpu<f32>, op: AppendParts<'_, Cpu<f32>>) {
-    oracle::append(cpu, op);
-}
+pub(crate) use attend::attend;
+pub(crate) use linear::linear;

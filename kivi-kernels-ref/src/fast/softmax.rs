@@ -1,0 +1,73 @@
+//! Online softmax: sums of weighted values whose largest logit is not known yet.
+
+use super::math::exp;
+
+/// For each of `n` queries: the largest logit so far, the sum of `e^(logit - largest)`, and the sum of values
+/// weighted so.
+pub(super) struct State {
+    pub largest: Vec<f32>,
+    pub total: Vec<f32>,
+    /// `[n, head_dim]`.
+    pub mixed: Vec<f32>,
+}
+
+impl State {
+    pub fn new(n: usize, head_dim: usize) -> Self {
+        Self { largest: vec![f32::NEG_INFINITY; n], total: vec![0.0; n], mixed: vec![0.0; n * head_dim] }
+    }
+
+    /// Takes the logits of query `i` in, in place of which it leaves their weights.
+    #[inline(always)]
+    pub fn weigh(&mut self, i: usize, logits: &mut [f32]) {
+        let largest = logits.iter().copied().fold(self.largest[i], f32::max);
+        if largest == f32::NEG_INFINITY {
+            return logits.fill(0.0); // nothing is visible yet
+        }
+        self.rescale(i, largest);
+        let mut total = 0.0;
+        for x in logits.iter_mut() {
+            *x = exp(*x - largest);
+        }
+        for x in logits.iter() {
+            total += *x;
+        }
+        self.total[i] += total;
+    }
+
+    /// Makes `largest` the reference of query `i`.
+    #[inline(always)]
+    fn rescale(&mut self, i: usize, largest: f32) {
+        let factor = exp(self.largest[i] - largest);
+        if factor != 1.0 {
+            let head_dim = self.mixed.len() / self.total.len();
+            self.total[i] *= factor;
+            self.mixed[i * head_dim..][..head_dim].iter_mut().for_each(|x| *x *= factor);
+        }
+        self.largest[i] = largest;
+    }
+
+    /// Adds the state over other tokens.
+    pub fn merge(&mut self, mut other: Self) {
+        let head_dim = self.mixed.len() / self.total.len();
+        for i in 0..self.total.len() {
+            let largest = self.largest[i].max(other.largest[i]);
+            if largest == f32::NEG_INFINITY {
+                continue;
+            }
+            self.rescale(i, largest);
+            other.rescale(i, largest);
+            self.total[i] += other.total[i];
+            let mixed = &other.mixed[i * head_dim..][..head_dim];
+            self.mixed[i * head_dim..][..head_dim].iter_mut().zip(mixed).for_each(|(x, y)| *x += y);
+        }
+    }
+
+    /// The weighted means, `[n, head_dim]`.
+    pub fn finish(mut self) -> Vec<f32> {
+        let head_dim = self.mixed.len() / self.total.len();
+        for (mixed, total) in self.mixed.chunks_exact_mut(head_dim).zip(&self.total) {
+            mixed.iter_mut().for_each(|x| *x /= total);
+        }
+        self.mixed
+    }
+}
