@@ -141,6 +141,8 @@ fn geometries() -> Vec<CacheCase> {
     for (n_kv_heads, gqa) in [(4, 1), (2, 4), (1, 8), (1, 1), (1, 5)] {
         cases.push(CacheCase { n_kv_heads, gqa, ..base(b2, b2, 32, 64, 64) });
     }
+    // Heads that no code fits, but rows do.
+    cases.push(base(Bits::B16, Bits::B16, 32, 32, 50));
     for page_tokens in [32, 64, 96, 256] {
         let case = base(b2, b4, 32, 64, 64);
         let config = case.config.with_page_tokens(page_tokens).expect("a multiple of 32");
