@@ -22,11 +22,17 @@ const EMBEDDED: Source = Source::Embedded {
 pub fn open(args: &ModelArgs) -> Result<Source> {
     let Some(dir) = args.model.as_ref().or(args.dir.as_ref()) else { return Ok(EMBEDDED) };
     let source = Source::Dir(dir.clone());
-    if args.dir.is_some() && !dir.exists() {
-        // A prompt without its flag lands here.
-        let place = source.place("");
-        return Err(Usage(format!("{place}: no such directory; a prompt goes after --prompt")).into());
-    }
     source.check()?;
     Ok(source)
+}
+
+/// Catches a prompt without its flag, which is taken for a directory.
+pub fn refuse_prompt(args: &ModelArgs) -> Result<()> {
+    match &args.dir {
+        Some(dir) if !dir.exists() => {
+            let place = Source::Dir(dir.clone()).place("");
+            Err(Usage(format!("{place}: no such directory; a prompt goes after --prompt")).into())
+        }
+        _ => Ok(()),
+    }
 }

@@ -32,6 +32,7 @@ pub fn bar(shown: bool, what: &'static str, template: &str) -> ProgressBar {
 pub struct Screen {
     streams: bool,
     prefill: ProgressBar,
+    /// Whether nothing stands on the last line.
     ends_line: bool,
 }
 
@@ -39,7 +40,7 @@ impl Screen {
     /// A screen that streams the text of the only prompt, or nothing.
     pub fn new(streams: bool, progress: bool) -> Self {
         let template = "{msg} {bar:30} {pos}/{len} tokens {elapsed}";
-        Self { streams, prefill: bar(progress, "reading the prompt", template), ends_line: false }
+        Self { streams, prefill: bar(progress, "reading the prompt", template), ends_line: true }
     }
 
     /// More of the prompts is in the cache.
@@ -57,7 +58,7 @@ impl Screen {
         if !self.streams {
             return;
         }
-        self.ends_line = text.ends_with('\n');
+        self.ends_line = if text.is_empty() { self.ends_line } else { text.ends_with('\n') };
         if let Err(error) = write(text) {
             std::process::exit(i32::from(failure::report(&error)));
         }

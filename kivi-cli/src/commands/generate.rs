@@ -24,6 +24,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     settings::check_text(&args.sampling)?;
     let (k_bits, v_bits) = settings::bits(&args.bits);
     let cache = settings::cache(&args.cache, k_bits, v_bits)?;
+    model_source::refuse_prompt(&args.model)?;
     let source = model_source::open(&args.model)?;
     let prompts = prompts::read(&args.prompts)?;
 
@@ -109,24 +110,22 @@ fn named<E: kivi_kernels::KernelError>(error: GenerateError<E>, prompts: &[Promp
     }
 }
 
-/// Prints what is not printed yet; fails if a text did.
+/// Prints what is not printed yet; if a text failed, that is all that standard error says.
 fn show(run: &Run, json: bool, quiet: bool) -> Result<()> {
     if json {
         output::write(&(json::of(run)? + "\n"))?;
     } else if run.texts.len() > 1 {
         output::write(&blocks(&run.texts))?;
     }
+    for (label, text) in &run.texts {
+        if let Err(error) = &text.end {
+            bail!("{}: {label}: {error}", run.model);
+        }
+    }
     if !json && !quiet {
         eprint!("\n{}", report::statistics(run));
     }
-    let failed = |(label, text): &(String, Generation)| {
-        let error = text.end.as_ref().err()?;
-        Some(format!("{}: {label}: {error}", run.model))
-    };
-    match run.texts.iter().find_map(failed) {
-        Some(error) => bail!(error),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Several texts, each under the name of its prompt.
