@@ -14,12 +14,12 @@ pub(crate) fn gather<A: Accum>(_: &Cpu<A>, mut op: GatherParts<'_, Cpu<A>>) {
     }
 }
 
-/// `out[i] = argmax_j logits[i, j]`.
+/// `out[i] = argmax_j logits[i, j]`, `u32::MAX` where there is no number.
 pub(crate) fn argmax<A: Accum>(_: &Cpu<A>, op: ArgmaxParts<'_, Cpu<A>>) {
     for i in 0..op.logits.rows() {
         let x = row(&op.logits, i);
-        let best = (0..x.len()).min_by(|&a, &b| descending(x, a, b));
-        op.out.0[i] = best.unwrap_or(0) as u32;
+        let numbers = (0..x.len()).filter(|&j| !x[j].to_f64().is_nan());
+        op.out.0[i] = numbers.min_by(|&a, &b| descending(x, a, b)).map_or(u32::MAX, |j| j as u32);
     }
 }
 
