@@ -145,6 +145,28 @@ proptest! {
     }
 }
 
+/// The drawings of docs/format.md: channels of one word (values: of one unit), highest bits first.
+#[test]
+fn the_drawings_hold() {
+    let channels = |bits, head_dim, side, word: usize, shifts: core::ops::Range<u32>| -> Vec<usize> {
+        let layout = layout(bits, bits, GroupSize::G32, 1, head_dim);
+        let elements = elements(&layout, side);
+        let start = layout.codes_start(side);
+        shifts.step_by(bits.get() as usize).rev().map(|shift| elements[&(start + word, shift)].1).collect()
+    };
+    let keys = |bits| channels(bits, 64, Side::Key, 0, 0..32);
+    assert_eq!(keys(Bits::B2), [15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0]);
+    assert_eq!(keys(Bits::B4), [7, 5, 3, 1, 6, 4, 2, 0]);
+    assert_eq!(keys(Bits::B8), [3, 1, 2, 0]);
+    let value = |bits, head_dim, word| channels(bits, head_dim, Side::Value, word, 0..16);
+    assert_eq!(value(Bits::B2, 64, 0), [49, 48, 33, 32, 17, 16, 1, 0]);
+    assert_eq!(value(Bits::B2, 64, 3), [55, 54, 39, 38, 23, 22, 7, 6]);
+    assert_eq!(value(Bits::B2, 128, 1), [113, 112, 97, 96, 81, 80, 65, 64]);
+    assert_eq!(value(Bits::B2, 80, 8), [71, 70, 69, 68, 67, 66, 65, 64]);
+    assert_eq!((value(Bits::B4, 64, 0), value(Bits::B4, 64, 1)), (vec![17, 16, 1, 0], vec![49, 48, 33, 32]));
+    assert_eq!((value(Bits::B8, 64, 0), value(Bits::B8, 64, 1)), (vec![1, 0], vec![17, 16]));
+}
+
 /// The element behind each field `(word, shift)` of a side.
 fn elements(layout: &PageLayout, side: Side) -> HashMap<(usize, u32), (usize, usize)> {
     let tokens = 0..layout.config().page_tokens();

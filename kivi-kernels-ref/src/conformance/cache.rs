@@ -170,6 +170,12 @@ fn steps() -> Vec<CacheCase> {
             cases.push(with(seqs));
         }
     }
+    // Long enough to be cut into parts.
+    for (k_bits, v_bits) in [(Bits::B2, Bits::B2), (Bits::B16, Bits::B16)] {
+        let case = CacheCase { n_kv_heads: 1, ..base(k_bits, v_bits, 32, 128, 64) };
+        cases.push(CacheCase { seqs: seqs([(4200, 1), (2047, 1), (2049, 3)]), ..case.clone() });
+        cases.push(CacheCase { seqs: seqs([(2060, 9), (0, 400)]), ..case });
+    }
     cases
 }
 

@@ -1,6 +1,7 @@
 //! How near is near: a backend may err twice as much as the yardstick, and by one unit in the last place.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use kivi_kernels::{Backend, DType, Element, ErrorKind, KernelError, StepError};
 
@@ -78,8 +79,13 @@ pub fn judge<B: Backend, C: Case>(backend: &B, case: &C) -> Report {
         report.verdict = Verdict::Skipped("not supported".into());
         return report;
     }
+    // A panic is a failure of this case: the report names it.
+    let Ok(got) = catch_unwind(AssertUnwindSafe(|| case.run(backend, act))) else {
+        report.verdict = Verdict::Fail("panicked".into());
+        return report;
+    };
     let yardstick = Cpu::yardstick(rounding(act));
-    let runs = (case.run(backend, act), case.run(&Cpu::<f64>::new(), act), case.run(&yardstick, act));
+    let runs = (got, case.run(&Cpu::<f64>::new(), act), case.run(&yardstick, act));
     let (got, oracle, yardstick) = match runs {
         (Ok(got), Ok(oracle), Ok(yardstick)) => (got, oracle, yardstick),
         (Err(error), _, _) => {
