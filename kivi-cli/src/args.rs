@@ -78,7 +78,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = values::tokens,
           help_heading = "Run", allow_negative_numbers = true)]
     pub max_num_batched_tokens: usize,
-    /// Print one JSON object instead of text and statistics
+    /// Print one JSON object instead of text and statistics; times are in seconds
     #[arg(long, help_heading = "Run")]
     pub json: bool,
 }

@@ -37,19 +37,16 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// A screen that streams the text of the only prompt, or nothing.
-    pub fn new(streams: bool, progress: bool) -> Self {
-        let template = "{msg} {bar:30} {pos}/{len} tokens {elapsed}";
-        Self { streams, prefill: bar(progress, "reading the prompt", template), ends_line: true }
+    /// A screen that streams the text of the only prompt, or nothing; `prompt_tokens` are those of all prompts.
+    pub fn new(streams: bool, progress: bool, prompt_tokens: usize) -> Self {
+        let prefill = bar(progress, "reading the prompt", "{spinner} {msg}: {pos}/{len} tokens, {elapsed}");
+        prefill.set_length(prompt_tokens as u64);
+        Self { streams, prefill, ends_line: true }
     }
 
-    /// More of the prompts is in the cache.
-    pub fn prompt(&self, done: usize, total: usize) {
-        self.prefill.set_length(total as u64);
+    /// So many tokens of the prompts are in the cache; fewer than before once a text is complete.
+    pub fn prompt(&self, done: usize) {
         self.prefill.set_position(self.prefill.position().max(done as u64));
-        if done >= total {
-            self.prefill.finish_and_clear();
-        }
     }
 
     /// There is new text. If nobody can read it, generating more is of no use: the program ends here.

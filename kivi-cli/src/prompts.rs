@@ -10,6 +10,7 @@ use kivi_model::tokenizer::Tokenizer;
 
 use crate::args::PromptArgs;
 use crate::failure::Usage;
+use crate::settings::ContextLimits;
 
 /// The largest text that is read: longer than any context.
 const MAX_BYTES: u64 = 64 << 20;
@@ -35,14 +36,16 @@ pub struct Prompt {
 
 impl Prompt {
     /// Its tokens; a text begins as the tokenizer says. Fails unless at least one more token fits the context.
-    pub fn tokens(&self, tokenizer: &Tokenizer, context: usize) -> Result<Vec<u32>> {
+    pub fn tokens(&self, tokenizer: &Tokenizer, context: ContextLimits) -> Result<Vec<u32>> {
         let tokens = match &self.content {
             Content::Text(text) => tokenizer.encode(text, true).with_context(|| self.label.clone())?,
             Content::Ids(ids) => ids.clone(),
         };
-        if tokens.len() >= context {
-            let error = SubmitError::PromptTooLong { prompt: tokens.len(), context };
-            return Err(anyhow!("{}", self.refused(&error)));
+        let ContextLimits { tokens: holds, most } = context;
+        if tokens.len() >= holds {
+            let raise = if holds < most { " or raise --ctx-size" } else { "" };
+            let found = format!("{}: has {} tokens", self.label, tokens.len());
+            bail!("{found}, but the context holds {holds} with at least 1 to generate; shorten it{raise}");
         }
         Ok(tokens)
     }

@@ -81,17 +81,24 @@ fn override_with(base: SamplingParams, args: &SamplingArgs) -> SamplingParams {
     }
 }
 
-/// The longest sequence: the model's context, or what was asked for if the model can do it.
-pub fn context(asked: Option<usize>, model: &ModelConfig) -> Result<usize> {
+/// How long a sequence may be.
+#[derive(Clone, Copy, Debug)]
+pub struct ContextLimits {
+    /// The longest sequence of this run.
+    pub tokens: usize,
+    /// What `--ctx-size` could raise it to.
+    pub most: usize,
+}
+
+/// The model's context, or what was asked for if the model can do it.
+pub fn context(asked: Option<usize>, model: &ModelConfig) -> Result<ContextLimits> {
     let most = largest_context(model);
-    match asked {
-        None => Ok(model.max_position_embeddings),
-        Some(asked) if asked <= most => Ok(asked),
-        Some(asked) => {
-            let expected = format!("at most {most}, the context that the model was made for");
-            Err(Usage(format!("--ctx-size: expected {expected}, found {asked}")).into())
-        }
+    let tokens = asked.unwrap_or(model.max_position_embeddings);
+    if tokens > most {
+        let expected = format!("at most {most}, the context that the model was made for");
+        return Err(Usage(format!("--ctx-size: expected {expected}, found {tokens}")).into());
     }
+    Ok(ContextLimits { tokens, most })
 }
 
 /// The longest context that the model's rotary embedding is made for; some are stretched beyond

@@ -98,6 +98,19 @@ fn prompts_that_do_not_fit() {
     kivi(&["generate", "--prompt-ids", "5,4096"]).fails(1, &["prompt 1", "4096", "place 1"]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_cannot_be_had() {
+    let program = env!("CARGO_BIN_EXE_kivi-cli");
+    // Enough for the program and its weights, not for the cache of 200 long texts.
+    let prompts = " -p a".repeat(200);
+    let line = format!("ulimit -v 200000; '{program}' generate -n 8000 --kv-bits 16 {prompts}");
+    let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+    assert!(stderr.starts_with("error: out of memory") && stderr.contains("lower --max-tokens"), "{stderr}");
+}
+
 #[test]
 fn a_directory_that_is_no_checkpoint() {
     kivi(&["generate", "-p", "a", "-m", "absent"]).fails(1, &["absent", "no such directory"]);

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail};
-use kivi_kernels::Backend;
+use anyhow::{Result, anyhow, bail};
+use kivi_kernels::{Backend, ErrorKind, KernelError};
 use kivi_model::config::ModelConfig;
-use kivi_model::engine::{Engine, Request};
+use kivi_model::engine::{Engine, EngineError, Request};
 use kivi_model::generate::{GenerateError, Generation, Progress, TextRequest, generate};
 use kivi_model::generation_config::GenerationConfig;
 use kivi_model::model::Model;
@@ -16,7 +16,7 @@ use crate::args::GenerateArgs;
 use crate::output::{self, Screen};
 use crate::prompts::{self, Prompt};
 use crate::report::{self, Run};
-use crate::settings::{self, Seed};
+use crate::settings::{self, ContextLimits, Seed};
 use crate::{json, model_source, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and statistics out.
@@ -42,13 +42,15 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
 
     let lens: Vec<usize> = requests.iter().map(|request| request.request.prompt.len()).collect();
     let budget = args.max_num_batched_tokens;
-    let sizes = sizing::engine(cache, &lens, args.sampling.max_tokens, context, budget);
-    let mut engine = Engine::new(backend, &model, sizes).with_context(|| source.place("config.json"))?;
+    let sizes = sizing::engine(cache, &lens, args.sampling.max_tokens, context.tokens, budget);
+    tracing::info!("engine: {sizes:?}");
+    let engine = Engine::new(backend, &model, sizes);
+    let mut engine = engine.map_err(|error| too_large(error, &source))?;
     let setup = start.elapsed() - load;
-    let mut screen = Screen::new(prompts.len() == 1 && !args.json, progress);
+    let mut screen = Screen::new(prompts.len() == 1 && !args.json, progress, lens.iter().sum());
     let result = generate(&mut engine, &tokenizer, requests, &mut |progress| match progress {
         Progress::Text { text, .. } => screen.text(text),
-        Progress::Step { prompt_done, prompt_total } => screen.prompt(prompt_done, prompt_total),
+        Progress::Step { prompt_done, .. } => screen.prompt(prompt_done),
     });
     let generations = result.map_err(|error| named(error, &prompts))?;
     screen.finish()?;
@@ -70,7 +72,7 @@ fn requests(
     args: &GenerateArgs,
     prompts: &[Prompt],
     tokenizer: &Tokenizer,
-    context: usize,
+    context: ContextLimits,
     (recommended, seed): (&GenerationConfig, Seed),
 ) -> Result<Vec<TextRequest>> {
     let sampling = settings::sampling(&args.sampling, recommended, seed);
@@ -102,8 +104,19 @@ fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<(Mod
     Ok((model?, weights_bytes))
 }
 
+/// Why there is no engine, with the file at fault or what to ask less of.
+fn too_large<E: KernelError>(error: EngineError<E>, source: &Source) -> anyhow::Error {
+    match error {
+        EngineError::Config(error) => anyhow!("{}: {error}", source.place("config.json")),
+        EngineError::Device(error) if error.kind() == ErrorKind::OutOfMemory => anyhow!(
+            "{error}; lower --max-tokens, --max-num-batched-tokens or --kv-bits, or give fewer prompts at a time"
+        ),
+        other => other.into(),
+    }
+}
+
 /// An error of the run, with the prompt at fault under the name that it was given.
-fn named<E: kivi_kernels::KernelError>(error: GenerateError<E>, prompts: &[Prompt]) -> anyhow::Error {
+fn named<E: KernelError>(error: GenerateError<E>, prompts: &[Prompt]) -> anyhow::Error {
     match error {
         GenerateError::Submit { index, error } => anyhow!("{}", prompts[index].refused(&error)),
         other => other.into(),
