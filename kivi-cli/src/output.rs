@@ -31,17 +31,23 @@ pub fn bar(shown: bool, what: &'static str, template: &str) -> ProgressBar {
 /// The texts of a run: one is shown as it is made, several when all are complete.
 pub struct Screen {
     streams: bool,
+    progress: bool,
     prefill: ProgressBar,
     /// Whether nothing stands on the last line.
     ends_line: bool,
 }
 
 impl Screen {
-    /// A screen that streams the text of the only prompt, or nothing; `prompt_tokens` are those of all prompts.
-    pub fn new(streams: bool, progress: bool, prompt_tokens: usize) -> Self {
-        let prefill = bar(progress, "reading the prompt", "{spinner} {msg}: {pos}/{len} tokens, {elapsed}");
-        prefill.set_length(prompt_tokens as u64);
-        Self { streams, prefill, ends_line: true }
+    /// A screen that streams the text of the only prompt, or nothing.
+    pub fn new(streams: bool, progress: bool) -> Self {
+        Self { streams, progress, prefill: ProgressBar::hidden(), ends_line: true }
+    }
+
+    /// The prompts are about to be read; this is their length together.
+    pub fn start(&mut self, prompt_tokens: usize) {
+        self.prefill =
+            bar(self.progress, "reading the prompt", "{spinner} {msg}: {pos}/{len} tokens, {elapsed}");
+        self.prefill.set_length(prompt_tokens as u64);
     }
 
     /// So many tokens of the prompts are in the cache; fewer than before once a text is complete.

@@ -1,22 +1,24 @@
 //! `generate`: continues prompts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use kivi_kernels::{Backend, ErrorKind, KernelError};
 use kivi_model::config::ModelConfig;
-use kivi_model::engine::{Engine, EngineError, Request};
+use kivi_model::engine::{Engine, EngineConfig, EngineError, Request};
 use kivi_model::generate::{GenerateError, Generation, Progress, TextRequest, generate};
 use kivi_model::generation_config::GenerationConfig;
 use kivi_model::model::Model;
+use kivi_model::sampler::SamplingParams;
 use kivi_model::source::Source;
 use kivi_model::tokenizer::Tokenizer;
+use kivi_quant::KiviConfig;
 
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, SamplingArgs};
 use crate::output::{self, Screen};
 use crate::prompts::{self, Prompt};
 use crate::report::{self, Run};
-use crate::settings::{self, ContextLimits, Seed};
+use crate::settings::{self, Seed};
 use crate::{json, model_source, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and statistics out.
@@ -29,66 +31,101 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     let prompts = prompts::read(&args.prompts)?;
 
     let start = Instant::now();
-    let config = ModelConfig::load(&source)?;
-    let context = settings::context(args.ctx_size, &config)?;
-    let recommended = GenerationConfig::load(&source, &config)?;
-    let tokenizer = Tokenizer::load(&source, config.vocab_size)?;
-    let seed = Seed::new(args.sampling.seed);
-    let requests = requests(args, &prompts, &tokenizer, context, (&recommended, seed))?;
-    let draws = requests.iter().any(|request| request.request.sampling.temperature > 0.0);
+    let job = Job::new(args, &source, cache, &prompts)?;
+    let seed = job.seed;
     let progress = !quiet && !args.json;
     let (model, weights_bytes) = load(backend, &source, progress)?;
     let load = start.elapsed();
-
-    let lens: Vec<usize> = requests.iter().map(|request| request.request.prompt.len()).collect();
-    let budget = args.max_num_batched_tokens;
-    let sizes = sizing::engine(cache, &lens, args.sampling.max_tokens, context.tokens, budget);
-    tracing::info!("engine: {sizes:?}");
-    let engine = Engine::new(backend, &model, sizes);
-    let mut engine = engine.map_err(|error| too_large(error, &source))?;
-    let setup = start.elapsed() - load;
-    let mut screen = Screen::new(prompts.len() == 1 && !args.json, progress, lens.iter().sum());
-    let result = generate(&mut engine, &tokenizer, requests, &mut |progress| match progress {
-        Progress::Text { text, .. } => screen.text(text),
-        Progress::Step { prompt_done, .. } => screen.prompt(prompt_done),
-    });
-    let generations = result.map_err(|error| named(error, &prompts))?;
-    screen.finish()?;
+    let screen = Screen::new(prompts.len() == 1 && !args.json, progress);
+    let (setup, texts) = job.run(backend, &model, &prompts, screen)?;
     let run = Run {
         model: source.place(""),
         device: backend.name().to_owned(),
         weights_bytes,
         cache,
-        seed: draws.then_some(seed),
+        seed,
         load,
         setup,
-        texts: prompts.into_iter().map(|prompt| prompt.label).zip(generations).collect(),
+        texts: prompts.into_iter().map(|prompt| prompt.label).zip(texts).collect(),
     };
     show(&run, args.json, quiet)
 }
 
+/// All that is known before the weights are loaded.
+struct Job {
+    config_file: String,
+    tokenizer: Tokenizer,
+    requests: Vec<TextRequest>,
+    sizes: EngineConfig,
+    /// The seed, if anything is drawn.
+    seed: Option<Seed>,
+}
+
+impl Job {
+    /// Reads what is small in the checkpoint, and tokenizes the prompts.
+    fn new(args: &GenerateArgs, source: &Source, cache: KiviConfig, prompts: &[Prompt]) -> Result<Self> {
+        let config = ModelConfig::load(source)?;
+        let context = settings::context(args.ctx_size, &config)?;
+        let recommended = GenerationConfig::load(source, &config)?;
+        let tokenizer = Tokenizer::load(source, config.vocab_size)?;
+        let tokens = prompts.iter().map(|prompt| prompt.tokens(&tokenizer, context));
+        let tokens = tokens.collect::<Result<Vec<_>>>()?;
+        let lens: Vec<usize> = tokens.iter().map(Vec::len).collect();
+        let (max_tokens, budget) = (args.sampling.max_tokens, args.max_num_batched_tokens);
+        let sizes = sizing::engine(cache, &lens, max_tokens, context.tokens, budget);
+        tracing::info!("engine: {sizes:?}");
+        let seed = Seed::new(args.sampling.seed);
+        let sampling = settings::sampling(&args.sampling, &recommended, seed);
+        let eos = if args.sampling.ignore_eos { Vec::new() } else { recommended.eos_token_ids };
+        Ok(Self {
+            config_file: source.place("config.json"),
+            tokenizer,
+            seed: (sampling.temperature > 0.0).then_some(seed),
+            requests: requests(tokens, &args.sampling, &sampling, &eos),
+            sizes,
+        })
+    }
+
+    /// Makes the texts; returns how long it took to make the engine, too.
+    fn run<B: Backend>(
+        self,
+        backend: &B,
+        model: &Model<B>,
+        prompts: &[Prompt],
+        mut screen: Screen,
+    ) -> Result<(Duration, Vec<Generation>)> {
+        let start = Instant::now();
+        let engine = Engine::new(backend, model, self.sizes);
+        let mut engine = engine.map_err(|error| not_made(error, &self.config_file))?;
+        let setup = start.elapsed();
+        screen.start(self.requests.iter().map(|request| request.request.prompt.len()).sum());
+        let texts = generate(&mut engine, &self.tokenizer, self.requests, &mut |progress| match progress {
+            Progress::Text { text, .. } => screen.text(text),
+            Progress::Step { prompt_done, .. } => screen.prompt(prompt_done),
+        });
+        let texts = texts.map_err(|error| named(error, prompts))?;
+        screen.finish()?;
+        Ok((setup, texts))
+    }
+}
+
 /// What the engine is to do for each prompt.
 fn requests(
-    args: &GenerateArgs,
-    prompts: &[Prompt],
-    tokenizer: &Tokenizer,
-    context: ContextLimits,
-    (recommended, seed): (&GenerationConfig, Seed),
-) -> Result<Vec<TextRequest>> {
-    let sampling = settings::sampling(&args.sampling, recommended, seed);
-    let eos = if args.sampling.ignore_eos { Vec::new() } else { recommended.eos_token_ids.clone() };
-    let request = |prompt: &Prompt| {
-        let request = Request {
-            prompt: prompt.tokens(tokenizer, context)?,
-            max_tokens: args.sampling.max_tokens,
-            sampling: sampling.clone(),
-            eos: eos.clone(),
-            forced: Vec::new(),
-            want_logits: false,
-        };
-        Ok(TextRequest { request, stop: args.sampling.stop.clone() })
+    prompts: Vec<Vec<u32>>,
+    args: &SamplingArgs,
+    sampling: &SamplingParams,
+    eos: &[u32],
+) -> Vec<TextRequest> {
+    let request = |prompt| Request {
+        prompt,
+        max_tokens: args.max_tokens,
+        sampling: sampling.clone(),
+        eos: eos.to_vec(),
+        forced: Vec::new(),
+        want_logits: false,
     };
-    prompts.iter().map(request).collect()
+    let text_request = |prompt| TextRequest { request: request(prompt), stop: args.stop.clone() };
+    prompts.into_iter().map(text_request).collect()
 }
 
 /// Loads the weights; returns their bytes too.
@@ -105,9 +142,9 @@ fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<(Mod
 }
 
 /// Why there is no engine, with the file at fault or what to ask less of.
-fn too_large<E: KernelError>(error: EngineError<E>, source: &Source) -> anyhow::Error {
+fn not_made<E: KernelError>(error: EngineError<E>, config_file: &str) -> anyhow::Error {
     match error {
-        EngineError::Config(error) => anyhow!("{}: {error}", source.place("config.json")),
+        EngineError::Config(error) => anyhow!("{config_file}: {error}"),
         EngineError::Device(error) if error.kind() == ErrorKind::OutOfMemory => anyhow!(
             "{error}; lower --max-tokens, --max-num-batched-tokens or --kv-bits, or give fewer prompts at a time"
         ),
