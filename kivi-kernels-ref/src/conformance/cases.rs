@@ -131,7 +131,7 @@ pub enum Data {
     Normal,
     /// Normal, with one channel twenty times as large.
     Outlier,
-    /// The same row for every token, each channel the same in all of a group: scales are 0.
+    /// Every group is one number: scales are 0.
     Constant,
     /// Values so large that scales and zeros saturate where the type can hold them.
     HugeValues,
@@ -201,20 +201,29 @@ impl CacheCase {
         let (n, cols) = (self.seqs[s].end(), self.kv_cols());
         let mut row: Vec<f64> = Vec::new();
         let mut rows = Vec::with_capacity(n * cols);
-        for _ in 0..n {
-            if self.data != Data::Constant || row.is_empty() {
+        for t in 0..n {
+            let same_key =
+                self.data == Data::Constant && side == Side::Key && t % self.config.group_size() > 0;
+            if !same_key {
                 row = (0..cols).map(|c| self.element(c, side, &mut rng)).collect();
+            }
+            if self.data == Data::Constant && side == Side::Value {
+                row.chunks_mut(self.head_dim).for_each(|head| self.flatten(head));
             }
             rows.extend(row.iter().map(|&x| self.exact(x, act)));
         }
         rows
     }
 
+    /// Makes each group of a head's channels one number.
+    fn flatten(&self, head: &mut [f64]) {
+        head.chunks_mut(self.config.group_size()).for_each(|group| group.fill(group[0]));
+    }
+
     fn element(&self, channel: usize, side: Side, rng: &mut Rng) -> f64 {
         let x = rng.normal();
         match (self.data, side) {
             (Data::Outlier, _) if channel % self.head_dim == 5 => 20.0 * x,
-            (Data::Constant, Side::Value) => 0.625,
             (Data::HugeValues, Side::Value) | (Data::Huge, _) => 1e6 * x,
             _ => x,
         }

@@ -8,9 +8,6 @@ use kivi_kernels::{Backend, DType, Element, ErrorKind, KernelError, StepError};
 use super::{CacheShape, Case, Outcome, rounding};
 use crate::Cpu;
 
-/// The oracle rounds too, in f64: a difference of exactly the limit passes.
-const ORACLE_SLACK: f64 = 1.0 + 1e-6;
-
 /// How a case went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -124,7 +121,7 @@ fn fault(got: &Outcome, oracle: &Outcome, yardstick_err: f64, act: DType) -> Opt
         return Some(format!("word {i} is {:#010x}, expected {:#010x}", got.words[i], oracle.words[i]));
     }
     for (i, (&x, &expected)) in got.values.iter().zip(&oracle.values).enumerate() {
-        let limit = (2.0 * yardstick_err + ulp(act, expected)) * ORACLE_SLACK;
+        let limit = 2.0 * yardstick_err + ulp(act, expected);
         let near = (x - expected).abs() <= limit; // a NaN is not near
         if !near {
             return Some(format!("element {i} is {x:e}, expected {expected:e} within {limit:e}"));
