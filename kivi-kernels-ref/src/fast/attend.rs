@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use kivi_kernels::ops::AttendParts;
 use kivi_quant::Side;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::math::{axpy, dot};
@@ -38,15 +38,14 @@ pub(crate) fn attend(_: &Cpu<f32>, mut op: AttendParts<'_, Cpu<f32>>) {
     let ratio = op.n_heads / op.cache.n_kv_heads();
     let active = seqs.iter().filter(|seq| seq.active);
     let heads = active.flat_map(|seq| (0..op.cache.n_kv_heads()).map(move |head| (seq, head)));
-    let heads: Vec<_> = heads
-        .collect::<Vec<_>>()
-        .into_par_iter()
-        .map(|(seq, head)| Head::new(op.cache, seq, head, [&op.k_new, &op.v_new]))
-        .collect();
+    let heads: Vec<_> =
+        heads.map(|(seq, head)| Head::new(op.cache, seq, head, [&op.k_new, &op.v_new])).collect();
     let tasks: Vec<Task<'_>> = heads.iter().flat_map(|head| tasks(head, ratio, op.window)).collect();
     let order = ValueOrder::new(op.cache.layout());
-    let states: Vec<State> =
-        tasks.par_iter().map(|task| Arch::new().dispatch(|| run(&op, task, ratio, &order))).collect();
+    let states: Vec<State> = tasks
+        .par_iter()
+        .map(|task| Arch::new().dispatch(Work { op: &op, task, ratio, order: &order }))
+        .collect();
     let mut done: Vec<(&Task<'_>, State)> = Vec::new();
     for (task, state) in tasks.iter().zip(states) {
         match done.last_mut() {
@@ -92,6 +91,22 @@ fn write(op: &mut AttendParts<'_, Cpu<f32>>, task: &Task<'_>, ratio: usize, mixe
     for (r, mixed) in task.rows.clone().zip(mixed.chunks_exact(width)) {
         let out = row_mut(&mut op.out, task.head.seq.rows.start + r);
         out[task.head.head * width..][..width].copy_from_slice(mixed);
+    }
+}
+
+struct Work<'a> {
+    op: &'a AttendParts<'a, Cpu<f32>>,
+    task: &'a Task<'a>,
+    ratio: usize,
+    order: &'a ValueOrder,
+}
+
+impl WithSimd for Work<'_> {
+    type Output = State;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> State {
+        run(self.op, self.task, self.ratio, self.order)
     }
 }
 
@@ -164,7 +179,7 @@ fn keys(
         if n <= FEW_QUERIES {
             for (i, q) in q.chunks_exact(head_dim).enumerate() {
                 for (x, k) in logits[i * TILE..][out.clone()].iter_mut().zip(rows.chunks_exact(head_dim)) {
-                    *x = dot(q, k);
+                    *x = dot(k, q);
                 }
             }
         } else {

@@ -1,10 +1,12 @@
 //! Products with weight matrices.
 
+use core::ops::Range;
+
+use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use kivi_kernels::Weight;
 use kivi_kernels::ops::LinearParts;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::math::dot;
@@ -25,24 +27,25 @@ pub(crate) fn linear(_: &Cpu<f32>, mut op: LinearParts<'_, Cpu<f32>>) {
         return;
     }
     let rows: Vec<&[f32]> = (0..m).map(|i| row(&op.x, i)).collect();
-    let per_tile = if m <= FEW_ROWS { (n / 64).clamp(16, 256) } else { (TILE / k.max(1)).clamp(16, 512) };
+    let tile = if m <= FEW_ROWS { 2 * TILE } else { TILE };
+    let per_tile = (tile / k.max(1)).clamp(16, 1024);
     let tiles: Vec<_> = (0..n).step_by(per_tile).map(|start| start..(start + per_tile).min(n)).collect();
     let x = Mat { data: &op.x.buffer().0[op.x.offset()..], stride: op.x.stride() };
     let weight = op.weight;
-    let products: Vec<Vec<f32>> = tiles
-        .par_iter()
-        .map(|tile| {
-            let mut out = vec![0.0; m * tile.len()];
-            if m <= FEW_ROWS {
-                Arch::new().dispatch(|| few_rows(&mut out, &rows, weight, tile.clone(), k));
-            } else {
-                let mut scratch = Vec::new();
-                let b = Mat { data: tile_of(weight, tile.start * k..tile.end * k, &mut scratch), stride: k };
-                matmul((&mut out, tile.len()), (m, tile.len(), k), x, (b, Rhs::Transposed), false);
-            }
-            out
-        })
-        .collect();
+    let product = |tile: &Range<usize>| {
+        let mut out = vec![0.0; m * tile.len()];
+        if m <= FEW_ROWS {
+            Arch::new().dispatch(FewRows { out: &mut out, x: &rows, weight, tile: tile.clone(), k });
+        } else {
+            let mut scratch = Vec::new();
+            let b = Mat { data: tile_of(weight, tile.start * k..tile.end * k, &mut scratch), stride: k };
+            matmul((&mut out, tile.len()), (m, tile.len(), k), x, (b, Rhs::Transposed), false);
+        }
+        out
+    };
+    // A single tile is not worth waking other threads for.
+    let products: Vec<Vec<f32>> =
+        if tiles.len() == 1 { vec![product(&tiles[0])] } else { tiles.par_iter().map(product).collect() };
     let (offset, stride) = (op.out.offset(), op.out.stride());
     let out = &mut op.out.buffer().0;
     for (tile, product) in tiles.iter().zip(&products) {
@@ -57,11 +60,7 @@ pub(crate) fn linear(_: &Cpu<f32>, mut op: LinearParts<'_, Cpu<f32>>) {
 }
 
 /// A part of the weights in f32: borrowed, or converted into `scratch`.
-fn tile_of<'a>(
-    weight: &'a Weight<Cpu<f32>>,
-    range: core::ops::Range<usize>,
-    scratch: &'a mut Vec<f32>,
-) -> &'a [f32] {
+fn tile_of<'a>(weight: &'a Weight<Cpu<f32>>, range: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
     match weight {
         Weight::F32(x) => return &x.0[range],
         Weight::F16(x) => {
@@ -83,33 +82,39 @@ fn widen(x: bf16) -> f32 {
 }
 
 /// `out[i][j] = x[i] . weight[j]` for the weights' rows `j` in `tile`.
-#[inline(always)]
-fn few_rows(
-    out: &mut [f32],
-    x: &[&[f32]],
-    weight: &Weight<Cpu<f32>>,
-    tile: core::ops::Range<usize>,
+struct FewRows<'a> {
+    out: &'a mut [f32],
+    x: &'a [&'a [f32]],
+    weight: &'a Weight<Cpu<f32>>,
+    tile: Range<usize>,
     k: usize,
-) {
-    let n = tile.len();
-    let mut converted = vec![0.0; k];
-    for j in 0..n {
-        let range = (tile.start + j) * k..(tile.start + j + 1) * k;
-        let w: &[f32] = match weight {
-            Weight::F32(x) => &x.0[range],
-            Weight::F16(x) => convert(&x.0[range], &mut converted),
-            Weight::Bf16(x) => {
-                converted.iter_mut().zip(&x.0[range]).for_each(|(to, from)| *to = widen(*from));
-                &converted
-            }
-        };
-        for (i, x) in x.iter().enumerate() {
-            out[i * n + j] = dot(w, x);
-        }
-    }
 }
 
-fn convert<'a>(from: &[f16], to: &'a mut [f32]) -> &'a [f32] {
-    from.convert_to_f32_slice(to);
-    to
+impl WithSimd for FewRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (n, k) = (self.tile.len(), self.k);
+        let mut converted = vec![0.0; k];
+        for j in 0..n {
+            let range = (self.tile.start + j) * k..(self.tile.start + j + 1) * k;
+            let w: &[f32] = match self.weight {
+                Weight::F32(w) => &w.0[range],
+                Weight::F16(w) => {
+                    w.0[range].convert_to_f32_slice(&mut converted);
+                    &converted
+                }
+                Weight::Bf16(w) => {
+                    for (to, from) in converted.iter_mut().zip(&w.0[range]) {
+                        *to = widen(*from);
+                    }
+                    &converted
+                }
+            };
+            for (i, x) in self.x.iter().enumerate() {
+                self.out[i * n + j] = dot(w, x);
+            }
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Products with packed codes: scales go into the query and into the weights, the inner loops see codes alone.
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use kivi_quant::{PageLayout, Side};
+use kivi_quant::{Bits, GroupParams, PageLayout, Side};
 
 use super::math::{LANES, axpy};
 
@@ -41,12 +42,14 @@ pub(super) fn key_logits(
     }
 }
 
-/// Words of two f16 each, as f32.
-#[inline(always)]
+/// Scales and zeros as f32, side by side.
 fn halves(words: &[u32], out: &mut [f32]) {
+    if cfg!(target_endian = "little") {
+        return bytemuck::cast_slice::<u32, f16>(words).convert_to_f32_slice(out);
+    }
     for (word, out) in words.iter().zip(out.as_chunks_mut::<2>().0) {
-        [half::f16::from_bits(*word as u16), half::f16::from_bits((*word >> 16) as u16)]
-            .convert_to_f32_slice(out);
+        let params = GroupParams::from_word(*word);
+        *out = [params.scale.to_f32(), params.zero.to_f32()];
     }
 }
 
@@ -106,22 +109,30 @@ fn group_logits<const N: usize>(
     }
 }
 
-/// How the codes of a token's values lie in the words of a pair of tokens, for [`mix_values`].
+/// How the codes of a token's values lie in its units of 16 bits.
 pub(super) struct ValueOrder {
     /// Channel of each place.
     channel: Vec<usize>,
     /// Group of each place.
     group: Vec<usize>,
+    /// Lowest bit of each place in the word that an even or an odd token shares with its neighbour.
+    shift: [Vec<u32>; 2],
+    /// 1 for the places of a group, 0 for the others: `[group][place]`.
+    member: Vec<Vec<f32>>,
 }
 
 impl ValueOrder {
     pub fn new(layout: &PageLayout) -> Self {
-        let mut channel = vec![0; layout.head_dim()];
-        for c in 0..layout.head_dim() {
+        let (head_dim, bits) = (layout.head_dim(), layout.bits(Side::Value).get() as usize);
+        let mut channel = vec![0; head_dim];
+        for c in 0..head_dim {
             channel[layout.position(Side::Value, c)] = c;
         }
-        let group = channel.iter().map(|c| c / layout.config().group_size()).collect();
-        Self { channel, group }
+        let group: Vec<usize> = channel.iter().map(|c| c / layout.config().group_size()).collect();
+        let shift = |odd: usize| (0..head_dim).map(|p| (16 * odd + p % (16 / bits) * bits) as u32).collect();
+        let members = |g: usize| group.iter().map(|of| if *of == g { 1.0 } else { 0.0 }).collect();
+        let member = (0..layout.value_groups()).map(members).collect();
+        Self { shift: [shift(0), shift(1)], member, channel, group }
     }
 }
 
@@ -129,7 +140,7 @@ impl ValueOrder {
 /// `i`, whose weights are `p[i]`.
 ///
 /// # Equation
-/// `sum_t p_t v_tc = sum_t (p_t scale_tg) code_tc + sum_t p_t zero_tg`, `g` the group of channel `c`.
+/// `sum_t p_t v_tc = sum_t p_t (scale_tg code_tc) + sum_t p_t zero_tg`, `g` the group of channel `c`.
 #[inline(always)]
 pub(super) fn mix_values(
     layout: &PageLayout,
@@ -140,32 +151,16 @@ pub(super) fn mix_values(
     mixed: &mut [f32],
 ) {
     let (head_dim, n_groups) = (layout.head_dim(), layout.value_groups());
-    let bits = layout.bits(Side::Value).get();
-    let mask = layout.bits(Side::Value).max_code();
-    let per_unit = 16 / bits as usize;
-    let words = &page[layout.params(Side::Value, at, 0)..][..n * n_groups];
-    let mut params = vec![0.0; 2 * n * n_groups];
-    halves(words, &mut params);
-    let mut codes = vec![0.0_f32; head_dim];
-    let mut scales = vec![0.0_f32; head_dim];
+    let mut scratch =
+        Scratch { words: vec![0; head_dim], params: vec![0.0; 2 * n_groups], row: vec![0.0; head_dim] };
     let mut sums = vec![0.0_f32; p.len() * head_dim];
     let mut zeros = vec![0.0_f32; p.len() * n_groups];
-    let row_words = 2 * layout.token_words(Side::Value);
     for t in 0..n {
-        let token = at + t;
-        let words = &page[layout.codes_start(Side::Value) + token / 2 * row_words..][..row_words];
-        let params = &params[2 * t * n_groups..][..2 * n_groups];
-        unpack(words, 16 * (token as u32 % 2), bits, mask, per_unit, &mut codes);
-        for (scale, group) in scales.iter_mut().zip(&order.group) {
-            *scale = params[2 * group];
-        }
-        for (code, scale) in codes.iter_mut().zip(&scales) {
-            *code *= scale;
-        }
+        scaled_codes(layout, order, page, at + t, t == 0, &mut scratch);
         for (i, p) in p.iter().enumerate() {
-            axpy(&mut sums[i * head_dim..][..head_dim], p[t], &codes);
+            axpy(&mut sums[i * head_dim..][..head_dim], p[t], &scratch.row);
             for g in 0..n_groups {
-                zeros[i * n_groups + g] += p[t] * params[2 * g + 1];
+                zeros[i * n_groups + g] += p[t] * scratch.params[2 * g + 1];
             }
         }
     }
@@ -176,13 +171,73 @@ pub(super) fn mix_values(
     }
 }
 
-/// The codes of one token of a pair, in the order of places.
+/// What unpacking a token of values needs.
+struct Scratch {
+    /// The word of each place.
+    words: Vec<u32>,
+    /// Scale and zero of each group.
+    params: Vec<f32>,
+    /// `scale * code` of each place.
+    row: Vec<f32>,
+}
+
+/// `scale * code` of each place of `token` into `scratch.row`, and its scales and zeros into `scratch.params`.
+/// Tokens come in order; `first` is the first of them. Loops run over whole rows, which vectorises at any width.
 #[inline(always)]
-fn unpack(words: &[u32], half: u32, bits: u32, mask: u32, per_unit: usize, codes: &mut [f32]) {
-    for (word, codes) in words.iter().zip(codes.chunks_exact_mut(per_unit)) {
-        for (j, code) in codes.iter_mut().enumerate() {
-            *code = (word >> (half + j as u32 * bits) & mask) as i32 as f32;
+fn scaled_codes(
+    layout: &PageLayout,
+    order: &ValueOrder,
+    page: &[u32],
+    token: usize,
+    first: bool,
+    scratch: &mut Scratch,
+) {
+    let n_words = 2 * layout.token_words(Side::Value);
+    halves(&page[layout.params(Side::Value, token, 0)..][..layout.value_groups()], &mut scratch.params);
+    if first || token.is_multiple_of(2) {
+        let words = &page[layout.codes_start(Side::Value) + token / 2 * n_words..][..n_words];
+        match layout.bits(Side::Value) {
+            Bits::B2 => repeat::<8>(words, &mut scratch.words),
+            Bits::B4 => repeat::<4>(words, &mut scratch.words),
+            _ => repeat::<2>(words, &mut scratch.words),
         }
+    }
+    let mask = layout.bits(Side::Value).max_code();
+    let fields = scratch.words.iter().zip(&order.shift[token % 2]);
+    for (code, (word, shift)) in scratch.row.iter_mut().zip(fields) {
+        *code = (word >> shift & mask) as i32 as f32;
+    }
+    scale_groups(&mut scratch.row, &order.member, &scratch.params);
+}
+
+/// Multiplies each place with the scale of its group.
+#[inline(always)]
+fn scale_groups(row: &mut [f32], member: &[Vec<f32>], params: &[f32]) {
+    match member {
+        [_] => row.iter_mut().for_each(|x| *x *= params[0]),
+        [a, b] => {
+            for ((x, a), b) in row.iter_mut().zip(a).zip(b) {
+                *x *= a * params[0] + b * params[2];
+            }
+        }
+        [a, b, c, d] => {
+            for ((((x, a), b), c), d) in row.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                *x *= (a * params[0] + b * params[2]) + (c * params[4] + d * params[6]);
+            }
+        }
+        _ => {
+            for (p, x) in row.iter_mut().enumerate() {
+                *x *= member.iter().enumerate().map(|(g, m)| m[p] * params[2 * g]).sum::<f32>();
+            }
+        }
+    }
+}
+
+/// Each word `N` times.
+#[inline(always)]
+fn repeat<const N: usize>(words: &[u32], out: &mut [u32]) {
+    for (out, word) in out.as_chunks_mut::<N>().0.iter_mut().zip(words) {
+        *out = [*word; N];
     }
 }
 
@@ -199,37 +254,30 @@ pub(super) fn dequantize(
     let head_dim = layout.head_dim();
     let bits = layout.bits(side).get();
     let mask = layout.bits(side).max_code();
-    let mut params = vec![0.0; 2 * head_dim.max(layout.value_groups())];
-    let mut codes = vec![0.0_f32; head_dim];
+    let mut params = vec![0.0; 2 * head_dim];
+    let n_groups = layout.value_groups();
+    let mut scratch =
+        Scratch { words: vec![0; head_dim], params: vec![0.0; 2 * n_groups], row: vec![0.0; head_dim] };
     for (t, row) in out[..n * head_dim].chunks_exact_mut(head_dim).enumerate() {
         let token = at + t;
-        let first = layout.params(side, token, 0);
-        let words = layout.codes_start(side);
-        match side {
-            Side::Key => {
-                if t == 0 || token % layout.config().group_size() == 0 {
-                    halves(&page[first..first + head_dim], &mut params);
-                }
-                let n_words = layout.token_words(side);
-                let words = &page[words + token * n_words..][..n_words];
-                let per_word = 32 / bits as usize;
-                for (c, x) in row.iter_mut().enumerate() {
-                    let k = c % per_word;
-                    let shift = 16 * (k as u32 % 2) + k as u32 / 2 * bits;
-                    let code = (words[c / per_word] >> shift & mask) as i32 as f32;
-                    *x = code * params[2 * c] + params[2 * c + 1];
-                }
+        if side == Side::Value {
+            scaled_codes(layout, order, page, token, t == 0, &mut scratch);
+            for (place, code) in scratch.row.iter().enumerate() {
+                row[order.channel[place]] = code + scratch.params[2 * order.group[place] + 1];
             }
-            Side::Value => {
-                halves(&page[first..first + layout.value_groups()], &mut params);
-                let n_words = 2 * layout.token_words(side);
-                let words = &page[words + token / 2 * n_words..][..n_words];
-                unpack(words, 16 * (token as u32 % 2), bits, mask, 16 / bits as usize, &mut codes);
-                for (place, code) in codes.iter().enumerate() {
-                    let g = order.group[place];
-                    row[order.channel[place]] = code * params[2 * g] + params[2 * g + 1];
-                }
-            }
+            continue;
+        }
+        if t == 0 || token % layout.config().group_size() == 0 {
+            halves(&page[layout.params(side, token, 0)..][..head_dim], &mut params);
+        }
+        let n_words = layout.token_words(side);
+        let words = &page[layout.codes_start(side) + token * n_words..][..n_words];
+        let per_word = 32 / bits as usize;
+        for (c, x) in row.iter_mut().enumerate() {
+            let k = c % per_word;
+            let shift = 16 * (k as u32 % 2) + k as u32 / 2 * bits;
+            let code = (words[c / per_word] >> shift & mask) as i32 as f32;
+            *x = code * params[2 * c] + params[2 * c + 1];
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Online softmax: sums of weighted values whose largest logit is not known yet.
 
-use super::math::exp;
+use super::math::{LANES, exp, sum};
 
 /// For each of `n` queries: the largest logit so far, the sum of `e^(logit - largest)`, and the sum of values
 /// weighted so.
@@ -19,19 +19,22 @@ impl State {
     /// Takes the logits of query `i` in, in place of which it leaves their weights.
     #[inline(always)]
     pub fn weigh(&mut self, i: usize, logits: &mut [f32]) {
-        let largest = logits.iter().copied().fold(self.largest[i], f32::max);
+        let largest = largest(logits).max(self.largest[i]);
         if largest == f32::NEG_INFINITY {
             return logits.fill(0.0); // nothing is visible yet
         }
         self.rescale(i, largest);
-        let mut total = 0.0;
         for x in logits.iter_mut() {
             *x = exp(*x - largest);
         }
-        for x in logits.iter() {
-            total += *x;
+        let (blocks, rest) = logits.as_chunks::<LANES>();
+        let mut sums = [0.0; LANES];
+        for block in blocks {
+            for l in 0..LANES {
+                sums[l] += block[l];
+            }
         }
-        self.total[i] += total;
+        self.total[i] += sum(&sums) + rest.iter().sum::<f32>();
     }
 
     /// Makes `largest` the reference of query `i`.
@@ -70,4 +73,17 @@ impl State {
         }
         self.mixed
     }
+}
+
+/// The largest of `x`; NaN is passed over.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for block in blocks {
+        for l in 0..LANES {
+            largest[l] = if block[l] > largest[l] { block[l] } else { largest[l] };
+        }
+    }
+    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
