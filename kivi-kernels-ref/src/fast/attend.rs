@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::math::{axpy, dot};
 use super::matmul::{Mat, Rhs, matmul};
-use super::packed::{ValueOrder, dequantize, key_logits, mix_values};
+use super::packed::Unpacker;
 use super::rows::{Head, Run, load, runs};
 use super::softmax::State;
 use crate::Cpu;
@@ -41,11 +41,8 @@ pub(crate) fn attend(_: &Cpu<f32>, mut op: AttendParts<'_, Cpu<f32>>) {
     let heads: Vec<_> =
         heads.map(|(seq, head)| Head::new(op.cache, seq, head, [&op.k_new, &op.v_new])).collect();
     let tasks: Vec<Task<'_>> = heads.iter().flat_map(|head| tasks(head, ratio, op.window)).collect();
-    let order = ValueOrder::new(op.cache.layout());
-    let states: Vec<State> = tasks
-        .par_iter()
-        .map(|task| Arch::new().dispatch(Work { op: &op, task, ratio, order: &order }))
-        .collect();
+    let states: Vec<State> =
+        tasks.par_iter().map(|task| Arch::new().dispatch(Work { op: &op, task, ratio })).collect();
     let mut done: Vec<(&Task<'_>, State)> = Vec::new();
     for (task, state) in tasks.iter().zip(states) {
         match done.last_mut() {
@@ -98,7 +95,6 @@ struct Work<'a> {
     op: &'a AttendParts<'a, Cpu<f32>>,
     task: &'a Task<'a>,
     ratio: usize,
-    order: &'a ValueOrder,
 }
 
 impl WithSimd for Work<'_> {
@@ -106,12 +102,12 @@ impl WithSimd for Work<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> State {
-        run(self.op, self.task, self.ratio, self.order)
+        run(self.op, self.task, self.ratio)
     }
 }
 
 #[inline(always)]
-fn run(op: &AttendParts<'_, Cpu<f32>>, task: &Task<'_>, ratio: usize, order: &ValueOrder) -> State {
+fn run(op: &AttendParts<'_, Cpu<f32>>, task: &Task<'_>, ratio: usize) -> State {
     let head_dim = op.cache.layout().head_dim();
     let width = ratio * head_dim;
     let rows = task.rows.clone().flat_map(|r| {
@@ -123,18 +119,19 @@ fn run(op: &AttendParts<'_, Cpu<f32>>, task: &Task<'_>, ratio: usize, order: &Va
     let mut state = State::new(n, head_dim);
     let mut logits = vec![0.0; n * TILE];
     let mut scratch = vec![0.0; TILE * head_dim];
+    let mut unpacker = Unpacker::new(op.cache.layout());
     let mut token = task.tokens.start;
     while token < task.tokens.end {
         let tile = token..((token / TILE + 1) * TILE).min(task.tokens.end);
         token = tile.end;
-        keys(task.head, &q, &mut logits, &mut scratch, tile.clone(), order);
+        keys(task.head, &q, &mut logits, &mut scratch, tile.clone(), &mut unpacker);
         for i in 0..n {
             let logits = &mut logits[i * TILE..][..tile.len()];
             let at = task.head.seq.len + task.rows.start + i / ratio;
             mask(op, logits, tile.start, at, task.head.head * ratio + i % ratio);
             state.weigh(i, logits);
         }
-        values(task.head, &logits, &mut state.mixed, &mut scratch, tile, order);
+        values(task.head, &logits, &mut state.mixed, &mut scratch, tile, &mut unpacker);
     }
     state
 }
@@ -162,7 +159,7 @@ fn keys(
     logits: &mut [f32],
     scratch: &mut [f32],
     tile: Range<usize>,
-    order: &ValueOrder,
+    unpacker: &mut Unpacker<'_>,
 ) {
     let layout = head.cache.layout();
     let head_dim = layout.head_dim();
@@ -170,12 +167,10 @@ fn keys(
     for (run, range) in runs(head, Side::Key, tile.clone()) {
         let out = range.start - tile.start..range.end - tile.start;
         if let (Run::Packed(page, at), true) = (&run, n <= FEW_QUERIES) {
-            let mut logits: Vec<&mut [f32]> =
-                logits.chunks_exact_mut(TILE).map(|logits| &mut logits[out.clone()]).collect();
-            key_logits(layout, page, (*at, range.len()), q, &mut logits);
+            unpacker.key_logits(page, (*at, range.len()), q, (&mut logits[out.start..], TILE));
             continue;
         }
-        let rows = full(head, Side::Key, &run, range.len(), scratch, order);
+        let rows = full(head, Side::Key, &run, range.len(), scratch, unpacker);
         if n <= FEW_QUERIES {
             for (i, q) in q.chunks_exact(head_dim).enumerate() {
                 for (x, k) in logits[i * TILE..][out.clone()].iter_mut().zip(rows.chunks_exact(head_dim)) {
@@ -198,7 +193,7 @@ fn values(
     mixed: &mut [f32],
     scratch: &mut [f32],
     tile: Range<usize>,
-    order: &ValueOrder,
+    unpacker: &mut Unpacker<'_>,
 ) {
     let layout = head.cache.layout();
     let head_dim = layout.head_dim();
@@ -206,11 +201,10 @@ fn values(
     for (run, range) in runs(head, Side::Value, tile.clone()) {
         let out = range.start - tile.start..range.end - tile.start;
         if let (Run::Packed(page, at), true) = (&run, n <= FEW_QUERIES) {
-            let p: Vec<&[f32]> = p.chunks_exact(TILE).map(|p| &p[out.clone()]).collect();
-            mix_values(layout, order, page, (*at, range.len()), &p, mixed);
+            unpacker.mix_values(page, (*at, range.len()), (&p[out.start..], TILE), mixed);
             continue;
         }
-        let rows = full(head, Side::Value, &run, range.len(), scratch, order);
+        let rows = full(head, Side::Value, &run, range.len(), scratch, unpacker);
         if n <= FEW_QUERIES {
             for (p, mixed) in p.chunks_exact(TILE).zip(mixed.chunks_exact_mut(head_dim)) {
                 for (&p, v) in p[out.clone()].iter().zip(rows.chunks_exact(head_dim)) {
@@ -232,14 +226,14 @@ fn full<'a>(
     run: &Run<'a>,
     n: usize,
     scratch: &'a mut [f32],
-    order: &ValueOrder,
+    unpacker: &mut Unpacker<'_>,
 ) -> &'a [f32] {
     let layout = head.cache.layout();
     let out = &mut scratch[..n * layout.head_dim()];
     match run {
         Run::New(rows) => return rows,
         Run::Stored(words) => load(layout.kv_dtype(), words, out),
-        Run::Packed(page, at) => dequantize(layout, side, order, page, (*at, n), out),
+        Run::Packed(page, at) => unpacker.dequantize(side, page, (*at, n), out),
     }
     out
 }

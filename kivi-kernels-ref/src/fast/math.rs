@@ -29,23 +29,16 @@ pub(super) fn exp(x: f32) -> f32 {
 /// The sum of `a[i] b[i]`.
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const SUMS: usize = 4; // independent, to hide the latency of an addition
-    let mut sums = [[0.0_f32; LANES]; SUMS];
-    let (a_blocks, a_rest) = a.as_chunks::<{ SUMS * LANES }>();
-    let (b_blocks, b_rest) = b.as_chunks::<{ SUMS * LANES }>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for (s, sum) in sums.iter_mut().enumerate() {
-            for l in 0..LANES {
-                sum[l] = a[s * LANES + l].mul_add(b[s * LANES + l], sum[l]);
-            }
+    let mut sums = [[0.0_f32; LANES]; 2];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    for (i, (a, b)) in a_blocks.iter().zip(b_blocks).enumerate() {
+        for l in 0..LANES {
+            sums[i % 2][l] = a[l].mul_add(b[l], sums[i % 2][l]);
         }
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    let [mut first, second, third, fourth] = sums;
-    for l in 0..LANES {
-        first[l] = (first[l] + second[l]) + (third[l] + fourth[l]);
-    }
-    sum(&first) + rest
+    sum(&sums[0]) + sum(&sums[1]) + rest
 }
 
 /// The sum of all lanes, pairwise.
