@@ -4,7 +4,7 @@ use core::iter::Sum;
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
 use kivi_kernels::Element;
-use kivi_kernels::ops::{AppendParts, AttendParts, LinearParts};
+use kivi_kernels::ops::{AttendParts, LinearParts};
 
 use crate::{Cpu, fast, oracle};
 
@@ -39,11 +39,6 @@ pub trait Accum:
     /// [`kivi_kernels::ops::Attend`].
     fn attend(cpu: &Cpu<Self>, op: AttendParts<'_, Cpu<Self>>) {
         oracle::attend(cpu, op);
-    }
-
-    /// [`kivi_kernels::ops::Append`].
-    fn append(cpu: &Cpu<Self>, op: AppendParts<'_, Cpu<Self>>) {
-        oracle::append(cpu, op);
     }
 }
 

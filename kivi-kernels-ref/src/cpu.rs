@@ -217,7 +217,7 @@ impl<A: Accum> Backend for Cpu<A> {
         activate Activate = oracle::activate;
         add Add = oracle::add;
         attend Attend = A::attend;
-        append Append = A::append;
+        append Append = oracle::append;
         clear_pages ClearPages = oracle::clear_pages;
         gather Gather = oracle::gather;
         argmax Argmax = oracle::argmax;

@@ -80,6 +80,10 @@ pub struct GroupArrays<B: Backend> {
     pub max_pages: usize,
     /// The group's settings.
     pub config: KiviConfig,
+    /// One more than the largest page of the planned step.
+    pub(crate) pages_end: usize,
+    /// One more than the largest slot of the planned step.
+    pub(crate) slots_end: usize,
 }
 
 /// Device arrays of a step, with fixed capacity, and what the host knows of it.
@@ -126,6 +130,8 @@ impl<B: Backend> Batch<B> {
                 page_table: backend.zeros(seqs * max_pages)?,
                 max_pages,
                 config,
+                pages_end: 0,
+                slots_end: 0,
             })
         });
         Ok(Self {
@@ -237,6 +243,12 @@ impl<B: Backend> Batch<B> {
         self.n_tokens = rows;
         self.max_new = plan.seqs.iter().map(|seq| seq.tokens.len()).max().unwrap_or(0);
         self.max_len = self.lens.iter().copied().max().unwrap_or(0);
+        for (g, arrays) in self.groups.iter_mut().enumerate() {
+            let of_group = || plan.seqs.iter().map(|seq| &seq.groups[g]);
+            arrays.slots_end = of_group().map(|group| group.slot + 1).max().unwrap_or(0);
+            arrays.pages_end =
+                of_group().flat_map(|group| group.pages).max().map_or(0, |&page| page as usize + 1);
+        }
     }
 
     fn check(&self, plan: &StepPlan<'_>) -> Result<(), PlanError> {

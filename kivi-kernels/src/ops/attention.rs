@@ -106,7 +106,22 @@ pub(super) fn check_cache<B: Backend>(
     ensure(v_new.shape() == shape, op, "v_new", expected, v_new.shape())?;
     let groups = batch.groups.len();
     ensure(group < groups, op, "group", || format!("one of {groups} cache groups"), group)?;
-    let config = &batch.groups[group].config;
-    let same = config == cache.layout().config();
-    ensure(same, op, "group", || format!("the cache's settings {:?}", cache.layout().config()), config)
+    let arrays = &batch.groups[group];
+    let (expected, found) = (cache.layout().config(), &arrays.config);
+    ensure(found == expected, op, "group", || format!("the cache's settings {expected:?}"), found)?;
+    let (pages, slots) = (cache.n_pages(), cache.n_slots());
+    ensure(
+        arrays.pages_end <= pages,
+        op,
+        "page table",
+        || format!("pages below {pages}"),
+        arrays.pages_end.saturating_sub(1),
+    )?;
+    ensure(
+        arrays.slots_end <= slots,
+        op,
+        "slots",
+        || format!("slots below {slots}"),
+        arrays.slots_end.saturating_sub(1),
+    )
 }
