@@ -1,12 +1,11 @@
 //! Standard output for text, standard error for progress.
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-
-use crate::failure;
 
 /// Writes to standard output at once.
 pub fn write(text: &str) -> Result<()> {
@@ -35,12 +34,14 @@ pub struct Screen {
     prefill: ProgressBar,
     /// Whether nothing stands on the last line.
     ends_line: bool,
+    /// Why text could not be shown.
+    failed: Option<Error>,
 }
 
 impl Screen {
     /// A screen that streams the text of the only prompt, or nothing.
     pub fn new(streams: bool, progress: bool) -> Self {
-        Self { streams, progress, prefill: ProgressBar::hidden(), ends_line: true }
+        Self { streams, progress, prefill: ProgressBar::hidden(), ends_line: true, failed: None }
     }
 
     /// The prompts are about to be read; this is their length together.
@@ -55,21 +56,23 @@ impl Screen {
         self.prefill.set_position(self.prefill.position().max(done as u64));
     }
 
-    /// There is new text. If nobody can read it, generating more is of no use: the program ends here.
-    pub fn text(&mut self, text: &str) {
+    /// There is new text. If nobody can read it, generating more is of no use: that breaks the run.
+    pub fn text(&mut self, text: &str) -> ControlFlow<()> {
         self.prefill.finish_and_clear();
         if !self.streams {
-            return;
+            return ControlFlow::Continue(());
         }
         self.ends_line = if text.is_empty() { self.ends_line } else { text.ends_with('\n') };
-        if let Err(error) = write(text) {
-            std::process::exit(i32::from(failure::report(&error)));
-        }
+        self.failed = write(text).err();
+        if self.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// All texts are complete: ends the line.
-    pub fn finish(&self) -> Result<()> {
+    /// The run is over: ends the line, or says why text could not be shown.
+    pub fn finish(self) -> Result<()> {
         self.prefill.finish_and_clear();
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
         if self.streams && !self.ends_line { write("\n") } else { Ok(()) }
     }
 }

@@ -1,5 +1,7 @@
 //! The policy of the KIVI cache: which layers share page tables, who owns which page, what is packed when.
 
+mod contents;
+
 use kivi_kernels::{Backend, GroupStep, KvLayer, StepError, ops};
 use kivi_quant::{CacheBytes, ConfigError, KiviConfig, PageLayout};
 

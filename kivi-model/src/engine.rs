@@ -183,6 +183,16 @@ pub enum EngineError<E: KernelError> {
         /// The cache.
         what: String,
     },
+    /// An engine of no rows or no sequences would never get anywhere.
+    #[error(
+        "engine: expected at least 1 for max_seqs and max_batched_tokens, found {max_seqs} and {max_batched_tokens}"
+    )]
+    Empty {
+        /// Sequences at a time.
+        max_seqs: usize,
+        /// Rows of a step.
+        max_batched_tokens: usize,
+    },
     /// The device failed.
     #[error("allocating the cache: {0}")]
     Device(#[source] E),
@@ -239,7 +249,10 @@ impl<'a, B: Backend> Engine<'a, B> {
         model: &'a Model<B>,
         config: EngineConfig,
     ) -> Result<Self, EngineError<B::Error>> {
-        let c = model.config();
+        let (c, EngineConfig { max_seqs, max_batched_tokens, .. }) = (model.config(), config);
+        if max_seqs == 0 || max_batched_tokens == 0 {
+            return Err(EngineError::Empty { max_seqs, max_batched_tokens });
+        }
         let groups = cache_groups(c, &vec![config.cache; c.n_layers])?;
         for layout in &groups.0 {
             let spec = model.spec(*layout);
@@ -313,6 +326,15 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.running.iter().map(|seq| seq.cache.len.min(seq.request.prompt.len())).sum()
     }
 
+    /// What the cache holds of a running request ([`KvCache::contents`]); `None` if it is not running.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn cache_contents(&self, id: SeqId) -> Result<Option<Vec<u32>>, B::Error> {
+        let seq = self.running.iter().find(|seq| seq.id == id);
+        seq.map(|seq| self.cache.contents(self.backend, &seq.cache)).transpose()
+    }
+
     /// Ends a request; returns what its cache took, or `None` if there is no such request any more.
     pub fn cancel(&mut self, id: SeqId) -> Option<CacheUse> {
         if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == id) {
@@ -337,8 +359,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.collect(&picks)
     }
 
-    /// Moves waiting requests to running ones while there are slots and pages for their prompts.
+    /// Moves waiting requests to running ones while there are slots and pages for their prompts. Those that run
+    /// already take their pages first.
     fn admit(&mut self) {
+        for seq in &mut self.running {
+            if !self.cache.reserve(&mut seq.cache, seq.tokens.len()) {
+                return;
+            }
+        }
         while let Some((_, request)) = self.waiting.front() {
             if !self.cache.has_room(request.prompt.len()) {
                 return;
@@ -486,7 +514,11 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Runs the tokens of sequence `i` once more, alone and over an unquantized cache, and says after which part
     /// of the model a value is not finite first.
     fn first_not_finite(&self, i: usize) -> Result<String, StepError<B::Error>> {
-        let found = self.model.first_not_finite(self.backend, &self.running[i].tokens)?;
+        let found = self.model.first_not_finite(
+            self.backend,
+            &self.running[i].tokens,
+            self.config.cache.kv_dtype(),
+        )?;
         Ok(match found {
             Some(0) => "the embedding is the first part whose output is not".to_owned(),
             Some(layer) => format!("layer {} is the first whose output is not", layer - 1),

@@ -1,6 +1,6 @@
 //! From prompts to text: drives an [`Engine`] until its requests are done, and hands the text out as it is made.
 
-use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use kivi_kernels::{Backend, StepError};
@@ -81,6 +81,7 @@ pub enum GenerateError<E: kivi_kernels::KernelError> {
 
 /// A request under way.
 struct Running {
+    id: SeqId,
     decoder: StreamDecoder,
     stop: StopStrings,
     generation: Generation,
@@ -88,7 +89,8 @@ struct Running {
 }
 
 /// Runs `requests` to their ends, in one ragged batch as far as the engine has room, and returns them in order.
-/// `on_progress` sees text as soon as it can be shown.
+/// `on_progress` sees text as soon as it can be shown; when it returns [`ControlFlow::Break`], the requests that
+/// are left are cancelled ([`FinishReason::Cancelled`]) and the run ends.
 ///
 /// # Errors
 /// A request is refused (nothing has run then), or the device fails. A sequence that fails does not end the run:
@@ -97,68 +99,97 @@ pub fn generate<B: Backend>(
     engine: &mut Engine<'_, B>,
     tokenizer: &Tokenizer,
     requests: Vec<TextRequest>,
-    on_progress: &mut dyn FnMut(Progress<'_>),
+    on_progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, GenerateError<B::Error>> {
     let start = Instant::now();
-    let mut ids = BTreeMap::new();
-    let mut running = Vec::new();
+    let mut running = submit(engine, tokenizer, requests)?;
+    let prompt_total = running.iter().map(|r| r.generation.prompt_tokens).sum();
+    while !engine.is_idle() {
+        for event in engine.step()? {
+            if handle(engine, &mut running, event, start, on_progress)?.is_break() {
+                return cancel(engine, running, start);
+            }
+        }
+        let progress = Progress::Step { prompt_done: engine.prompt_tokens_done(), prompt_total };
+        if on_progress(progress).is_break() {
+            return cancel(engine, running, start);
+        }
+    }
+    Ok(running.into_iter().map(|r| r.generation).collect())
+}
+
+/// Submits all requests, or none of them.
+fn submit<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    tokenizer: &Tokenizer,
+    requests: Vec<TextRequest>,
+) -> Result<Vec<Running>, GenerateError<B::Error>> {
     let stops = requests.iter().map(|r| StopStrings::new(r.stop.clone())).collect::<Result<Vec<_>, _>>()?;
+    let mut running: Vec<Running> = Vec::new();
     for (index, (TextRequest { request, .. }, stop)) in requests.into_iter().zip(stops).enumerate() {
         let prompt_tokens = request.prompt.len();
         match engine.submit(request) {
-            Ok(id) => ids.insert(id, index),
+            Ok(id) => running.push(Running::new(id, tokenizer, stop, prompt_tokens)),
             Err(error) => {
-                for id in ids.into_keys() {
-                    engine.cancel(id);
+                for accepted in running {
+                    engine.cancel(accepted.id);
                 }
                 return Err(GenerateError::Submit { index, error });
             }
         };
-        running.push(Running::new(tokenizer, stop, prompt_tokens));
     }
-    let prompt_total = running.iter().map(|r| r.generation.prompt_tokens).sum();
-    while !engine.is_idle() {
-        for event in engine.step()? {
-            handle(engine, &ids, &mut running, event, start, on_progress)?;
-        }
-        on_progress(Progress::Step { prompt_done: engine.prompt_tokens_done(), prompt_total });
+    Ok(running)
+}
+
+/// Ends the requests that are not complete.
+fn cancel<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    mut running: Vec<Running>,
+    start: Instant,
+) -> Result<Vec<Generation>, GenerateError<B::Error>> {
+    for this in running.iter_mut().filter(|this| !this.done) {
+        let cache = engine.cancel(this.id).unwrap_or_default();
+        this.finish(Ok(FinishReason::Cancelled), cache, start)?;
     }
     Ok(running.into_iter().map(|r| r.generation).collect())
 }
 
 fn handle<B: Backend>(
     engine: &mut Engine<'_, B>,
-    ids: &BTreeMap<SeqId, usize>,
     running: &mut [Running],
     event: Event,
     start: Instant,
-    on_progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<(), TokenizeError> {
+    on_progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, TokenizeError> {
     let (Event::Token { id, .. } | Event::Finished { id, .. } | Event::Failed { id, .. }) = event;
-    let Some(&index) = ids.get(&id) else { return Ok(()) };
+    let Some(index) = running.iter().position(|r| r.id == id) else { return Ok(ControlFlow::Continue(())) };
     let this = &mut running[index];
-    if this.done {
-        return Ok(());
-    }
     let text = match event {
         Event::Token { token, .. } => {
-            let text = this.token(token, start)?;
+            let mut text = this.token(token, start)?;
             if this.stop.stopped() {
-                this.finish(Ok(FinishReason::Stop), engine.cancel(id), start)?;
+                // A token that is the last one anyway has left the engine; its `Finished` brings the cache's use.
+                let cache = engine.cancel(id).unwrap_or_default();
+                text += &this.finish(Ok(FinishReason::Stop), cache, start)?;
             }
             text
         }
-        Event::Finished { reason, cache, .. } => this.finish(Ok(reason), Some(cache), start)?,
-        Event::Failed { error, .. } => this.finish(Err(error), None, start)?,
+        Event::Finished { cache, .. } if this.done => {
+            this.generation.cache = cache;
+            String::new()
+        }
+        Event::Finished { reason, cache, .. } => this.finish(Ok(reason), cache, start)?,
+        Event::Failed { error, .. } => this.finish(Err(error), CacheUse::default(), start)?,
     };
-    if !text.is_empty() {
-        on_progress(Progress::Text { index, text: &text });
-    }
-    Ok(())
+    Ok(if text.is_empty() {
+        ControlFlow::Continue(())
+    } else {
+        on_progress(Progress::Text { index, text: &text })
+    })
 }
 
 impl Running {
-    fn new(tokenizer: &Tokenizer, stop: StopStrings, prompt_tokens: usize) -> Self {
+    fn new(id: SeqId, tokenizer: &Tokenizer, stop: StopStrings, prompt_tokens: usize) -> Self {
         let generation = Generation {
             text: String::new(),
             token_ids: Vec::new(),
@@ -168,7 +199,7 @@ impl Running {
             first_token: None,
             total: Duration::ZERO,
         };
-        Self { decoder: tokenizer.stream(), stop, generation, done: false }
+        Self { id, decoder: tokenizer.stream(), stop, generation, done: false }
     }
 
     /// Takes a token and returns the text that can be shown now.
@@ -183,12 +214,12 @@ impl Running {
     fn finish(
         &mut self,
         end: Result<FinishReason, SequenceError>,
-        cache: Option<CacheUse>,
+        cache: CacheUse,
         start: Instant,
     ) -> Result<String, TokenizeError> {
         self.done = true;
         self.generation.end = end;
-        self.generation.cache = cache.unwrap_or_default();
+        self.generation.cache = cache;
         self.generation.total = start.elapsed();
         let rest = self.decoder.finish()?;
         let mut text = self.emit(&rest);

@@ -4,7 +4,7 @@ use kivi_kernels::{
     Backend, Batch, BatchCapacity, Element, GqaRatio, Rows, RowsMut, SeqStep, Spec, StepError, StepPlan,
     Weight, ops,
 };
-use kivi_quant::{Bits, GroupSize, KiviConfig, PageLayout};
+use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype, PageLayout};
 
 use crate::cache::KvCache;
 use crate::config::{Architecture, ModelConfig};
@@ -165,14 +165,16 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Runs `tokens` alone, unquantized, and says after which part a value is not finite first: 0 for the
+    /// Runs `tokens` alone, unquantized over rows of `kv_dtype`, and says after which part a value is not finite first: 0 for the
     /// embedding, `i + 1` for layer `i`.
     pub(crate) fn first_not_finite(
         &self,
         backend: &B,
         tokens: &[u32],
+        kv_dtype: KvDtype,
     ) -> Result<Option<usize>, StepError<B::Error>> {
         let config = KiviConfig::new(Bits::B16, Bits::B16, GroupSize::G32, 32).expect("a valid setting");
+        let config = config.with_kv_dtype(kv_dtype);
         let layout = PageLayout::new(config, self.config.head_dim).expect("this model has a cache already");
         let groups = (vec![layout], vec![0; self.config.n_layers]);
         let mut cache = KvCache::new(backend, self.config.n_kv_heads, groups, tokens.len(), 1)?;

@@ -1,5 +1,6 @@
 //! `generate`: continues prompts.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
@@ -101,7 +102,10 @@ impl Job {
         screen.start(self.requests.iter().map(|request| request.request.prompt.len()).sum());
         let texts = generate(&mut engine, &self.tokenizer, self.requests, &mut |progress| match progress {
             Progress::Text { text, .. } => screen.text(text),
-            Progress::Step { prompt_done, .. } => screen.prompt(prompt_done),
+            Progress::Step { prompt_done, .. } => {
+                screen.prompt(prompt_done);
+                ControlFlow::Continue(())
+            }
         });
         let texts = texts.map_err(|error| named(error, prompts))?;
         screen.finish()?;
