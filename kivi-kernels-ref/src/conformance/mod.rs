@@ -37,9 +37,15 @@ macro_rules! for_each_op {
     };
 }
 
-/// Runs every case made by hand of op `op` (of all ops if it is empty) on `backend`.
-///
-/// The names are those of the methods of [`Backend`].
+/// The names of all ops, those of the methods of [`Backend`].
+pub fn ops() -> Vec<&'static str> {
+    macro_rules! visit {
+        ($($case:ty),*) => { vec![$(<$case>::OP),*] };
+    }
+    for_each_op!(visit)
+}
+
+/// Runs every case made by hand of op `op` (of all ops if it is empty) on `backend`; [`ops`] lists them.
 pub fn run<B: Backend>(backend: &B, op: &str) -> Vec<Report> {
     let mut reports = Vec::new();
     macro_rules! visit {

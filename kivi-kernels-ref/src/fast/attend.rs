@@ -101,13 +101,13 @@ impl WithSimd for Work<'_> {
     type Output = State;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> State {
-        run(self.op, self.task, self.ratio)
+    fn with_simd<S: Simd>(self, simd: S) -> State {
+        run(simd, self.op, self.task, self.ratio)
     }
 }
 
 #[inline(always)]
-fn run(op: &AttendParts<'_, Cpu<f32>>, task: &Task<'_>, ratio: usize) -> State {
+fn run<S: Simd>(simd: S, op: &AttendParts<'_, Cpu<f32>>, task: &Task<'_>, ratio: usize) -> State {
     let head_dim = op.cache.layout().head_dim();
     let width = ratio * head_dim;
     let rows = task.rows.clone().flat_map(|r| {
@@ -124,14 +124,14 @@ fn run(op: &AttendParts<'_, Cpu<f32>>, task: &Task<'_>, ratio: usize) -> State {
     while token < task.tokens.end {
         let tile = token..((token / TILE + 1) * TILE).min(task.tokens.end);
         token = tile.end;
-        keys(task.head, &q, &mut logits, &mut scratch, tile.clone(), &mut unpacker);
+        keys(simd, task.head, &q, &mut logits, &mut scratch, tile.clone(), &mut unpacker);
         for i in 0..n {
             let logits = &mut logits[i * TILE..][..tile.len()];
             let at = task.head.seq.len + task.rows.start + i / ratio;
             mask(op, logits, tile.start, at, task.head.head * ratio + i % ratio);
             state.weigh(i, logits);
         }
-        values(task.head, &logits, &mut state.mixed, &mut scratch, tile, &mut unpacker);
+        values(simd, task.head, &logits, &mut state.mixed, &mut scratch, tile, &mut unpacker);
     }
     state
 }
@@ -153,7 +153,8 @@ fn mask(op: &AttendParts<'_, Cpu<f32>>, logits: &mut [f32], start: usize, at: us
 
 /// `logits[i][t] = q_i . k_t` for the tokens of `tile`.
 #[inline(always)]
-fn keys(
+fn keys<S: Simd>(
+    simd: S,
     head: &Head<'_>,
     q: &[f32],
     logits: &mut [f32],
@@ -167,14 +168,14 @@ fn keys(
     for (run, range) in runs(head, Side::Key, tile.clone()) {
         let out = range.start - tile.start..range.end - tile.start;
         if let (Run::Packed(page, at), true) = (&run, n <= FEW_QUERIES) {
-            unpacker.key_logits(page, (*at, range.len()), q, (&mut logits[out.start..], TILE));
+            unpacker.key_logits(simd, page, (*at, range.len()), q, (&mut logits[out.start..], TILE));
             continue;
         }
         let rows = full(head, Side::Key, &run, range.len(), scratch, unpacker);
         if n <= FEW_QUERIES {
             for (i, q) in q.chunks_exact(head_dim).enumerate() {
                 for (x, k) in logits[i * TILE..][out.clone()].iter_mut().zip(rows.chunks_exact(head_dim)) {
-                    *x = dot(k, q);
+                    *x = dot(simd, k, q);
                 }
             }
         } else {
@@ -187,7 +188,8 @@ fn keys(
 
 /// `mixed_i += sum_t p_it v_t` over the tokens of `tile`.
 #[inline(always)]
-fn values(
+fn values<S: Simd>(
+    simd: S,
     head: &Head<'_>,
     p: &[f32],
     mixed: &mut [f32],
@@ -201,7 +203,7 @@ fn values(
     for (run, range) in runs(head, Side::Value, tile.clone()) {
         let out = range.start - tile.start..range.end - tile.start;
         if let (Run::Packed(page, at), true) = (&run, n <= FEW_QUERIES) {
-            unpacker.mix_values(page, (*at, range.len()), (&p[out.start..], TILE), mixed);
+            unpacker.mix_values(simd, page, (*at, range.len()), (&p[out.start..], TILE), mixed);
             continue;
         }
         let rows = full(head, Side::Value, &run, range.len(), scratch, unpacker);

@@ -94,7 +94,7 @@ impl WithSimd for FewRows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let (n, k) = (self.tile.len(), self.k);
         let mut converted = vec![0.0; k];
         for j in 0..n {
@@ -113,7 +113,7 @@ impl WithSimd for FewRows<'_> {
                 }
             };
             for (i, x) in self.x.iter().enumerate() {
-                self.out[i * n + j] = dot(w, x);
+                self.out[i * n + j] = dot(simd, w, x);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Scalar functions that compilers vectorise.
 
+use pulp::Simd;
+
 /// Lanes that a loop handles at a time: one AVX-512 register, two of AVX2.
 pub(super) const LANES: usize = 16;
 
@@ -28,17 +30,25 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// The sum of `a[i] b[i]`.
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [[0.0_f32; LANES]; 2];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    for (i, (a, b)) in a_blocks.iter().zip(b_blocks).enumerate() {
-        for l in 0..LANES {
-            sums[i % 2][l] = a[l].mul_add(b[l], sums[i % 2][l]);
+pub(super) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = S::as_simd_f32s(a);
+    let (b, b_rest) = S::as_simd_f32s(b);
+    // Four independent sums hide the latency of an addition.
+    let (a_blocks, a_tail) = a.as_chunks::<4>();
+    let (b_blocks, b_tail) = b.as_chunks::<4>();
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for s in 0..4 {
+            sums[s] = simd.mul_add_e_f32s(a[s], b[s], sums[s]);
         }
     }
+    for (a, b) in a_tail.iter().zip(b_tail) {
+        sums[0] = simd.mul_add_e_f32s(*a, *b, sums[0]);
+    }
+    let [first, second, third, fourth] = sums;
+    let sum = simd.add_f32s(simd.add_f32s(first, second), simd.add_f32s(third, fourth));
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sum(&sums[0]) + sum(&sums[1]) + rest
+    simd.reduce_sum_f32s(sum) + rest
 }
 
 /// The sum of all lanes, pairwise.
@@ -79,12 +89,23 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
     }
 
+    struct Dot<'a>(&'a [f32], &'a [f32]);
+
+    impl pulp::WithSimd for Dot<'_> {
+        type Output = f32;
+
+        fn with_simd<S: Simd>(self, simd: S) -> f32 {
+            dot(simd, self.0, self.1)
+        }
+    }
+
     #[test]
     fn dot_takes_every_element() {
         for n in 0..200 {
             let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let expected: f32 = a.iter().map(|x| x * 2.0).sum();
-            assert_eq!(dot(&a, &vec![2.0; n]), expected);
+            let found = pulp::Arch::new().dispatch(Dot(&a, &vec![2.0; n]));
+            assert_eq!(found, expected);
         }
     }
 }

@@ -7,7 +7,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use kivi_quant::{GroupParams, PageLayout, Side};
 
-use super::math::{LANES, sum};
+use pulp::Simd;
+
+use super::math::{LANES, dot};
 
 /// Queries that share the unpacking of a code.
 const QUERIES: usize = 4;
@@ -20,8 +22,10 @@ pub(super) struct Unpacker<'a> {
     /// Channel and group of each place of a token's values.
     places: Vec<(usize, usize)>,
     params: Vec<f32>,
+    scales: Vec<f32>,
+    zeros: Vec<f32>,
     /// Queries or weights, times scale.
-    scaled: Vec<Lanes<f32>>,
+    scaled: Vec<f32>,
     words: Vec<Lanes<u32>>,
 }
 
@@ -33,7 +37,16 @@ impl<'a> Unpacker<'a> {
                 places[layout.position(Side::Value, c)] = (c, c / layout.config().group_size());
             }
         }
-        Self { layout, places, params: Vec::new(), scaled: Vec::new(), words: Vec::new() }
+        let none = Vec::new;
+        Self {
+            layout,
+            places,
+            params: none(),
+            scales: none(),
+            zeros: none(),
+            scaled: none(),
+            words: Vec::new(),
+        }
     }
 
     /// Writes `q . k` of tokens `at .. at + n` of `page` for each query: `logits[i * stride + t]`, `q` being
@@ -42,8 +55,9 @@ impl<'a> Unpacker<'a> {
     /// # Equation
     /// `q . k_t = sum_c (q_c scale_c) code_tc + sum_c q_c zero_c`, scale and zero being those of the token's group.
     #[inline(always)]
-    pub fn key_logits(
+    pub fn key_logits<S: Simd>(
         &mut self,
+        simd: S,
         page: &[u32],
         (at, n): (usize, usize),
         q: &[f32],
@@ -53,14 +67,14 @@ impl<'a> Unpacker<'a> {
         let mut token = at;
         while token < at + n {
             let end = ((token / group_size + 1) * group_size).min(at + n);
-            halves(&page[self.layout.params(Side::Key, token, 0)..][..head_dim], &mut self.params);
+            self.read_params(&page[self.layout.params(Side::Key, token, 0)..][..head_dim]);
             for (block, q) in q.chunks(QUERIES * head_dim).enumerate() {
                 let out = &mut logits[block * QUERIES * stride + token - at..];
                 match q.len() / head_dim {
-                    1 => self.group_logits::<1>(page, token..end, q, out, stride),
-                    2 => self.group_logits::<2>(page, token..end, q, out, stride),
-                    3 => self.group_logits::<3>(page, token..end, q, out, stride),
-                    _ => self.group_logits::<QUERIES>(page, token..end, q, out, stride),
+                    1 => self.group_logits::<S, 1>(simd, page, token..end, q, out, stride),
+                    2 => self.group_logits::<S, 2>(simd, page, token..end, q, out, stride),
+                    3 => self.group_logits::<S, 3>(simd, page, token..end, q, out, stride),
+                    _ => self.group_logits::<S, QUERIES>(simd, page, token..end, q, out, stride),
                 }
             }
             token = end;
@@ -69,8 +83,9 @@ impl<'a> Unpacker<'a> {
 
     /// [`Self::key_logits`] of `N` queries and the tokens of one group.
     #[inline(always)]
-    fn group_logits<const N: usize>(
+    fn group_logits<S: Simd, const N: usize>(
         &mut self,
+        simd: S,
         page: &[u32],
         tokens: core::ops::Range<usize>,
         q: &[f32],
@@ -80,29 +95,33 @@ impl<'a> Unpacker<'a> {
         let head_dim = self.layout.head_dim();
         let (bits, mask) = fields(self.layout, Side::Key);
         let mut constant = [0.0_f32; N];
-        self.scaled.resize(head_dim, [0.0; LANES]);
-        for (c, (scaled, params)) in self.scaled.iter_mut().zip(self.params.as_chunks::<2>().0).enumerate() {
-            for i in 0..N {
-                scaled[i] = q[i * head_dim + c] * params[0];
-                constant[i] += q[i * head_dim + c] * params[1];
-            }
+        self.scaled.clear();
+        for (constant, q) in constant.iter_mut().zip(q.chunks_exact(head_dim)) {
+            *constant = dot(simd, q, &self.zeros);
+            self.scaled.extend(q.iter().zip(&self.scales).map(|(q, scale)| q * scale));
         }
+        let (scaled, per_word) = (&self.scaled, 32 / bits as usize);
         let n_words = self.layout.token_words(Side::Key);
         let start = self.layout.codes_start(Side::Key);
         for token in tokens.clone().step_by(LANES) {
             let n = LANES.min(tokens.end - token);
             transpose(&page[start + token * n_words..][..n * n_words], n_words, &mut self.words);
             let mut sums = [[0.0_f32; LANES]; N];
-            for (word, scaled) in self.words.iter().zip(self.scaled.chunks_exact(32 / bits as usize)) {
-                for (k, scaled) in scaled.iter().enumerate() {
-                    let shift = 16 * (k as u32 % 2) + k as u32 / 2 * bits;
-                    let code = unpack(word, shift, mask);
-                    #[allow(clippy::needless_range_loop)] // three arrays
-                    for i in 0..N {
-                        for l in 0..LANES {
-                            sums[i][l] = code[l].mul_add(scaled[i], sums[i][l]);
+            for v in 0..LANES / S::F32_LANES {
+                let mut sum = [simd.splat_f32s(0.0); N];
+                for (w, word) in self.words.iter().enumerate() {
+                    let word = S::as_simd_u32s(word).0[v];
+                    for k in 0..per_word {
+                        let shift = 16 * (k as u32 % 2) + k as u32 / 2 * bits;
+                        let code = unpack(simd, word, shift, mask);
+                        for (i, sum) in sum.iter_mut().enumerate() {
+                            let scaled = simd.splat_f32s(scaled[i * head_dim + w * per_word + k]);
+                            *sum = simd.mul_add_e_f32s(code, scaled, *sum);
                         }
                     }
+                }
+                for (sums, sum) in sums.iter_mut().zip(sum) {
+                    S::as_mut_simd_f32s(sums).0[v] = sum;
                 }
             }
             for i in 0..N {
@@ -120,14 +139,15 @@ impl<'a> Unpacker<'a> {
     /// # Equation
     /// `sum_t p_t v_tc = sum_t (p_t scale_tg) code_tc + sum_t p_t zero_tg`, `g` the group of channel `c`.
     #[inline(always)]
-    pub fn mix_values(
+    pub fn mix_values<S: Simd>(
         &mut self,
+        simd: S,
         page: &[u32],
         (at, n): (usize, usize),
         (p, stride): (&[f32], usize),
         mixed: &mut [f32],
     ) {
-        let (head_dim, n_groups) = (self.layout.head_dim(), self.layout.value_groups());
+        let head_dim = self.layout.head_dim();
         let pairs = at / 2..(at + n).div_ceil(2);
         let n_words = 2 * self.layout.token_words(Side::Value);
         let n_blocks = pairs.len().div_ceil(LANES);
@@ -138,16 +158,16 @@ impl<'a> Unpacker<'a> {
             transpose(block, n_words, &mut lanes);
             self.words.extend(lanes);
         }
-        halves(&page[self.layout.params(Side::Value, at, 0)..][..n * n_groups], &mut self.params);
+        self.read_value_params(page, (at, n), n_blocks);
         for (block, mixed) in mixed.chunks_mut(QUERIES * head_dim).enumerate() {
             let p = &p[block * QUERIES * stride..];
             let queries = mixed.len() / head_dim;
-            let zeros = self.weigh(queries, (at, n), (p, stride), n_blocks);
+            let zeros = self.weigh(simd, queries, (at, n), (p, stride), n_blocks);
             match queries {
-                1 => self.mix::<1>(n_blocks, &zeros, mixed),
-                2 => self.mix::<2>(n_blocks, &zeros, mixed),
-                3 => self.mix::<3>(n_blocks, &zeros, mixed),
-                _ => self.mix::<QUERIES>(n_blocks, &zeros, mixed),
+                1 => self.mix::<S, 1>(simd, n_blocks, &zeros, mixed),
+                2 => self.mix::<S, 2>(simd, n_blocks, &zeros, mixed),
+                3 => self.mix::<S, 3>(simd, n_blocks, &zeros, mixed),
+                _ => self.mix::<S, QUERIES>(simd, n_blocks, &zeros, mixed),
             }
         }
     }
@@ -155,56 +175,82 @@ impl<'a> Unpacker<'a> {
     /// `p * scale` of each query, group and token into `scaled`, `[query][group][token % 2][pair]`; returns
     /// `sum_t p_t zero_tg`, `[query][group]`.
     #[inline(always)]
-    fn weigh(
+    fn weigh<S: Simd>(
         &mut self,
+        simd: S,
         queries: usize,
         (at, n): (usize, usize),
         (p, stride): (&[f32], usize),
         n_blocks: usize,
     ) -> Vec<f32> {
         let n_groups = self.layout.value_groups();
+        let half = n_blocks * LANES;
+        let mut weights = vec![0.0; 2 * half];
         let mut zeros = vec![0.0; queries * n_groups];
         self.scaled.clear();
-        self.scaled.resize(queries * n_groups * 2 * n_blocks, [0.0; LANES]);
         for i in 0..queries {
-            let p = &p[i * stride..][..n];
+            by_parity(p[i * stride..][..n].iter(), at, &mut weights);
             for g in 0..n_groups {
-                let scaled = &mut self.scaled[(i * n_groups + g) * 2 * n_blocks..][..2 * n_blocks];
-                let zero = &mut zeros[i * n_groups + g];
-                let params = self.params.as_chunks::<2>().0[g..].iter().step_by(n_groups);
-                for ((t, p), params) in p.iter().enumerate().zip(params) {
-                    let (pair, odd) = ((at % 2 + t) / 2, (at + t) % 2);
-                    scaled[odd * n_blocks + pair / LANES][pair % LANES] = p * params[0];
-                    *zero += p * params[1];
-                }
+                let of_group = g * 2 * half..(g + 1) * 2 * half;
+                zeros[i * n_groups + g] = dot(simd, &weights, &self.zeros[of_group.clone()]);
+                let scales = &self.scales[of_group];
+                self.scaled.extend(weights.iter().zip(scales).map(|(p, scale)| p * scale));
             }
         }
         zeros
     }
 
+    /// Scales and zeros of the tokens `at .. at + n`, `[group][token % 2][pair]`, 0 where there is no token.
+    #[inline(always)]
+    fn read_value_params(&mut self, page: &[u32], (at, n): (usize, usize), n_blocks: usize) {
+        let n_groups = self.layout.value_groups();
+        halves(&page[self.layout.params(Side::Value, at, 0)..][..n * n_groups], &mut self.params);
+        let size = 2 * n_blocks * LANES;
+        for (out, offset) in [(&mut self.scales, 0), (&mut self.zeros, 1)] {
+            out.clear();
+            out.resize(n_groups * size, 0.0);
+            for (g, out) in out.chunks_exact_mut(size).enumerate() {
+                by_parity(self.params[2 * g + offset..].iter().step_by(2 * n_groups), at, out);
+            }
+        }
+    }
+
+    /// Scales and zeros, one word each.
+    #[inline(always)]
+    fn read_params(&mut self, words: &[u32]) {
+        halves(words, &mut self.params);
+        self.scales.clear();
+        self.zeros.clear();
+        let params = self.params.as_chunks::<2>().0;
+        self.scales.extend(params.iter().map(|x| x[0]));
+        self.zeros.extend(params.iter().map(|x| x[1]));
+    }
+
     /// Adds what `scaled` weighs of the codes in `words`, and `zeros`.
     #[inline(always)]
-    fn mix<const N: usize>(&self, n_blocks: usize, zeros: &[f32], mixed: &mut [f32]) {
+    fn mix<S: Simd, const N: usize>(&self, simd: S, n_blocks: usize, zeros: &[f32], mixed: &mut [f32]) {
         let (head_dim, n_groups) = (self.layout.head_dim(), self.layout.value_groups());
         let (bits, mask) = fields(self.layout, Side::Value);
         let n_words = 2 * self.layout.token_words(Side::Value);
         let per_unit = 16 / bits as usize;
+        let scaled = self.scaled.as_chunks::<LANES>().0;
         for (place, &(c, g)) in self.places.iter().enumerate() {
-            let mut sums = [[0.0_f32; LANES]; N];
+            let mut sums = [simd.splat_f32s(0.0); N];
             for odd in 0..2 {
                 let shift = (16 * odd + place % per_unit * bits as usize) as u32;
                 for block in 0..n_blocks {
-                    let code = unpack(&self.words[block * n_words + place / per_unit], shift, mask);
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let weight = &self.scaled[((i * n_groups + g) * 2 + odd) * n_blocks + block];
-                        for l in 0..LANES {
-                            sums[l] = code[l].mul_add(weight[l], sums[l]);
+                    let word = S::as_simd_u32s(&self.words[block * n_words + place / per_unit]).0;
+                    for (v, word) in word.iter().enumerate() {
+                        let code = unpack(simd, *word, shift, mask);
+                        for (i, sum) in sums.iter_mut().enumerate() {
+                            let weight = &scaled[((i * n_groups + g) * 2 + odd) * n_blocks + block];
+                            *sum = simd.mul_add_e_f32s(code, S::as_simd_f32s(weight).0[v], *sum);
                         }
                     }
                 }
             }
-            for i in 0..N {
-                mixed[i * head_dim + c] += sum(&sums[i]) + zeros[i * n_groups + g];
+            for (i, sum) in sums.into_iter().enumerate() {
+                mixed[i * head_dim + c] += simd.reduce_sum_f32s(sum) + zeros[i * n_groups + g];
             }
         }
     }
@@ -256,19 +302,33 @@ impl<'a> Unpacker<'a> {
     }
 }
 
+/// The elements that belong to tokens `at ..`, those of even tokens to the first half of `out`, those of odd ones to
+/// the second, one place a pair of tokens.
+#[inline(always)]
+fn by_parity<'x>(x: impl Iterator<Item = &'x f32> + Clone, at: usize, out: &mut [f32]) {
+    let (even, odd) = out.split_at_mut(out.len() / 2);
+    let starts_odd = at % 2;
+    for (out, x) in even[starts_odd..].iter_mut().zip(x.clone().skip(starts_odd).step_by(2)) {
+        *out = *x;
+    }
+    for (out, x) in odd.iter_mut().zip(x.skip(1 - starts_odd).step_by(2)) {
+        *out = *x;
+    }
+}
+
 /// Width and mask of the codes of `side`.
 fn fields(layout: &PageLayout, side: Side) -> (u32, u32) {
     (layout.bits(side).get(), layout.bits(side).max_code())
 }
 
-/// One field of 16 words.
+/// One field of each word, as f32: its bits are those of the number 2^23 + code.
 #[inline(always)]
-fn unpack(words: &Lanes<u32>, shift: u32, mask: u32) -> Lanes<f32> {
-    let mut code = [0.0; LANES];
-    for l in 0..LANES {
-        code[l] = (words[l] >> shift & mask) as i32 as f32;
-    }
-    code
+fn unpack<S: Simd>(simd: S, words: S::u32s, shift: u32, mask: u32) -> S::f32s {
+    const BIAS: f32 = 8_388_608.0;
+    let code =
+        simd.and_u32s(simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(shift)), simd.splat_u32s(mask));
+    let biased = simd.or_u32s(code, simd.splat_u32s(BIAS.to_bits()));
+    simd.sub_f32s(simd.transmute_f32s_u32s(biased), simd.splat_f32s(BIAS))
 }
 
 /// Rows of `n_words` words, at most 16 of them, as columns; missing rows are 0.
