@@ -74,6 +74,10 @@ pub struct GenerateArgs {
         help_heading = "Run"
     )]
     pub device: Device,
+    /// Threads to compute with; 0 means one a processor
+    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = values::threads,
+          help_heading = "Run", allow_negative_numbers = true)]
+    pub threads: usize,
     /// Prompt tokens of one step; longer prompts are cut, and later parts see a packed past
     #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = values::tokens,
           help_heading = "Run", allow_negative_numbers = true)]

@@ -17,6 +17,7 @@ mod sizing;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use kivi_kernels_ref::Cpu;
 use tracing_subscriber::EnvFilter;
@@ -43,9 +44,19 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Generate(args) => match args.device {
-            Device::Auto | Device::Cpu => commands::generate::run(&Cpu::<f32>::new(), args, cli.quiet),
+            Device::Auto | Device::Cpu => {
+                start_threads(args.threads)?;
+                commands::generate::run(&Cpu::<f32>::new(), args, cli.quiet)
+            }
         },
     }
+}
+
+/// Starts the threads of the CPU backend. The main thread is one of them: handing each op of a decode step to another
+/// thread and waiting for it costs more than many an op.
+fn start_threads(n: usize) -> anyhow::Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).use_current_thread();
+    pool.build_global().context("--threads: cannot be started")
 }
 
 /// Sends logs to standard error; `RUST_LOG` wins over the flags.

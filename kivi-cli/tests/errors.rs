@@ -35,6 +35,7 @@ fn wrong_flags() {
         (&["--seed", "-1"], &["--seed"]),
         (&["--stop", ""], &["--stop", "not empty"]),
         (&["--device", "gpu"], &["--device", "auto, cpu"]),
+        (&["--threads", "-1"], &["--threads", "from 0"]),
         (&["--promt", "a"], &["--promt", "--prompt"]),
         (&["-z"], &["'-z'"]),
         (&["--prompt-ids", "1,x"], &["--prompt-ids", "1,2,3"]),

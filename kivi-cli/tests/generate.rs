@@ -93,6 +93,12 @@ fn a_ragged_batch_gives_what_each_prompt_gives_alone() {
 }
 
 #[test]
+fn the_number_of_threads_does_not_change_the_text() {
+    let text = |threads: &str| generate_json(&["-p", LONG, "-n", "40", "-t", threads])["text"].clone();
+    assert_eq!(text("1"), text("3"));
+}
+
+#[test]
 fn several_texts_stand_under_their_prompts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("story.txt");

@@ -9,6 +9,9 @@ use kivi_quant::{Bits, GroupSize, KvDtype};
 /// More tokens than any model's context: a larger number is a slip.
 pub const MAX_TOKENS: usize = 1 << 24;
 
+/// More threads than this are a slip, too.
+const MAX_THREADS: usize = 1024;
+
 /// Bits of keys and of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvBits {
@@ -58,6 +61,11 @@ pub fn tokens(text: &str) -> Result<usize, String> {
 /// A number of tokens to choose from.
 pub fn top_k(text: &str) -> Result<usize, String> {
     whole(text, 0..=MAX_TOKENS)
+}
+
+/// A number of threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    whole(text, 0..=MAX_THREADS)
 }
 
 fn whole(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
