@@ -1,2 +1,43 @@
-//! xtask
-fn main() {}
+//! Development tasks of kivi: `cargo xtask --help`.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod golden;
+mod test_kernels;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Development tasks of kivi.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+enum Task {
+    /// Run everything that CI runs
+    Ci,
+    /// Remake the golden files of kivi-model with Hugging Face transformers
+    Golden(golden::Args),
+    /// Compare a backend with the oracle, case by case
+    TestKernels(test_kernels::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Ci => ci::run(),
+        Task::Golden(args) => golden::run(&args),
+        Task::TestKernels(args) => test_kernels::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the repository.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}

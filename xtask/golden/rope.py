@@ -1,6 +1,6 @@
 """Writes rope.txt: rotary frequencies as transformers computes them, as bits of f32.
 
-    python3 rope.py > rope.txt        (torch and transformers 5)
+    python3 rope.py > ../../kivi-model/tests/golden/rope.txt
 
 A line is: rope_parameters as JSON, max_position_embeddings, head_dim, seq_len, attention_scaling,
 frequencies in hexadecimal; separated by tabs.
