@@ -62,14 +62,14 @@ struct Logits {
     pad: usize,
     /// Steps between logits: coarse ones have equals.
     step: f64,
-    /// Whether the first and a middle element of each row are NaN.
-    nan: bool,
+    /// What the first and a middle element of every other row are instead.
+    odd: Option<f64>,
     seed: u64,
 }
 
 impl Logits {
     fn by_hand() -> Vec<Self> {
-        let logits = Self { rows: 3, vocab: 1000, pad: 0, step: 1e-3, nan: false, seed: 1 };
+        let logits = Self { rows: 3, vocab: 1000, pad: 0, step: 1e-3, odd: None, seed: 1 };
         vec![
             logits.clone(),
             Self { pad: 8, ..logits.clone() },
@@ -77,7 +77,7 @@ impl Logits {
             Self { step: 0.5, rows: 8, ..logits.clone() },
             Self { vocab: 9, ..logits.clone() },
             Self { rows: 1, vocab: 33_001, ..logits.clone() },
-            Self { nan: true, ..logits },
+            Self { odd: Some(f64::NAN), ..logits },
         ]
     }
 
@@ -88,7 +88,7 @@ impl Logits {
                 vocab,
                 pad,
                 step: if coarse { 0.25 } else { 1e-3 },
-                nan,
+                odd: nan.then_some(f64::NAN),
                 seed: seed.into(),
             },
         )
@@ -101,9 +101,9 @@ impl Logits {
     fn upload<B: Backend>(&self, backend: &B, act: DType) -> Result<B::Buffer<B::Act>, B::Error> {
         let n = self.rows * self.vocab;
         let mut x = Rng::new(self.seed).normals(n, |x| round(act, (x / self.step).round() * self.step));
-        if self.nan {
-            x.iter_mut().step_by(self.vocab).for_each(|x| *x = f64::NAN);
-            x.iter_mut().skip(self.vocab / 2).step_by(self.vocab).for_each(|x| *x = f64::NAN);
+        if let Some(odd) = self.odd {
+            x.iter_mut().step_by(2 * self.vocab).for_each(|x| *x = odd);
+            x.iter_mut().skip(self.vocab / 2).step_by(2 * self.vocab).for_each(|x| *x = odd);
         }
         self.grid().upload(backend, &x)
     }
@@ -117,7 +117,15 @@ impl Case for ArgmaxCase {
     const OP: &'static str = "argmax";
 
     fn by_hand() -> Vec<Self> {
-        Logits::by_hand().into_iter().map(Self).collect()
+        let infinite = [f64::INFINITY, f64::NEG_INFINITY].map(|odd| Logits {
+            rows: 3,
+            vocab: 300,
+            pad: 0,
+            step: 1e-3,
+            odd: Some(odd),
+            seed: 2,
+        });
+        Logits::by_hand().into_iter().chain(infinite).map(Self).collect()
     }
 
     fn strategy() -> BoxedStrategy<Self> {

@@ -14,13 +14,17 @@ pub(crate) fn gather<A: Accum>(_: &Cpu<A>, mut op: GatherParts<'_, Cpu<A>>) {
     }
 }
 
-/// `out[i] = argmax_j logits[i, j]`, `u32::MAX` where there is no number.
+/// `out[i] = argmax_j logits[i, j]`, `u32::MAX` unless all are finite.
 pub(crate) fn argmax<A: Accum>(_: &Cpu<A>, op: ArgmaxParts<'_, Cpu<A>>) {
     for i in 0..op.logits.rows() {
         let x = row(&op.logits, i);
-        let numbers = (0..x.len()).filter(|&j| !x[j].to_f64().is_nan());
-        op.out.0[i] = numbers.min_by(|&a, &b| descending(x, a, b)).map_or(u32::MAX, |j| j as u32);
+        let largest = (0..x.len()).min_by(|&a, &b| descending(x, a, b)).filter(|_| all_finite(x));
+        op.out.0[i] = largest.map_or(u32::MAX, |j| j as u32);
     }
+}
+
+fn all_finite<A: Accum>(x: &[A]) -> bool {
+    x.iter().all(|x| x.to_f64().is_finite())
 }
 
 /// The `k` largest of each row, descending.

@@ -50,8 +50,8 @@ op! {
     /// `logits` `[rows, vocab_size]`; `out` at least `rows` elements.
     ///
     /// # Equation
-    /// `out[i] = argmax_j logits[i, j]`, the first of equals; a NaN is never the largest, and a row of NaN
-    /// alone gives `u32::MAX`.
+    /// `out[i] = argmax_j logits[i, j]`, the first of equals; `u32::MAX` if any element of the row is NaN or
+    /// infinite, so that a damaged model is noticed without its logits being read.
     Argmax, ArgmaxParts {
         /// Positions.
         out: &'a mut B::Buffer<u32>,
