@@ -5,7 +5,7 @@ use pulp::Simd;
 /// Lanes that a loop handles at a time: one AVX-512 register, two of AVX2.
 pub(super) const LANES: usize = 16;
 
-/// `e^x` for `x <= 88`, within 2 units in the last place; 0 below -87.
+/// `e^x` for `x <= 88`, within 2 units in the last place; 0 below -87, NaN of NaN.
 ///
 /// # Equation
 /// `e^x = 2^n e^r`, `n = rint(x / ln 2)`, `|r| <= ln 2 / 2`, `e^r` by its Taylor polynomial of degree 7 (its
@@ -15,7 +15,7 @@ pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low bits
     const LN2_HIGH: f32 = 0.693_359_4; // 11 bits, so that n * LN2_HIGH is exact
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = x.max(-87.0);
+    let clamped = if x < -87.0 { -87.0 } else { x }; // unlike `max`, lets NaN through
     let shifted = clamped * core::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
@@ -87,6 +87,7 @@ mod tests {
         }
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
     }
 
     struct Dot<'a>(&'a [f32], &'a [f32]);

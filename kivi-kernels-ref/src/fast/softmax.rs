@@ -20,7 +20,7 @@ impl State {
     #[inline(always)]
     pub fn weigh(&mut self, i: usize, logits: &mut [f32]) {
         let largest = largest(logits).max(self.largest[i]);
-        if largest == f32::NEG_INFINITY {
+        if largest == f32::NEG_INFINITY && !logits.iter().any(|x| x.is_nan()) {
             return logits.fill(0.0); // nothing is visible yet
         }
         self.rescale(i, largest);
@@ -53,10 +53,10 @@ impl State {
     pub fn merge(&mut self, mut other: Self) {
         let head_dim = self.mixed.len() / self.total.len();
         for i in 0..self.total.len() {
-            let largest = self.largest[i].max(other.largest[i]);
-            if largest == f32::NEG_INFINITY {
-                continue;
+            if other.total[i] == 0.0 {
+                continue; // it saw nothing
             }
+            let largest = self.largest[i].max(other.largest[i]);
             self.rescale(i, largest);
             other.rescale(i, largest);
             self.total[i] += other.total[i];
@@ -86,4 +86,45 @@ fn largest(x: &[f32]) -> f32 {
         }
     }
     largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mean of one channel, whose values are 1, over `tiles` of logits, each in a state of its own if `split`.
+    fn mean(tiles: &[&[f32]], split: bool) -> f32 {
+        let mut all = State::new(1, 1);
+        for tile in tiles {
+            let mut state =
+                if split { State::new(1, 1) } else { std::mem::replace(&mut all, State::new(1, 1)) };
+            let mut weights = tile.to_vec();
+            state.weigh(0, &mut weights);
+            state.mixed[0] += weights.iter().sum::<f32>();
+            all.merge(state);
+        }
+        all.finish()[0]
+    }
+
+    /// A damaged logit damages the result wherever it stands; what nobody sees does not.
+    #[test]
+    fn nan_is_not_lost() {
+        const HIDDEN: f32 = f32::NEG_INFINITY;
+        for split in [false, true] {
+            assert!(
+                (mean(&[&[HIDDEN; 3], &[1.0, -90.0, 2.0], &[HIDDEN; 2], &[200.0]], split) - 1.0).abs() < 1e-6
+            );
+            let damaged: [[&[f32]; 2]; 6] = [
+                [&[1.0, f32::NAN], &[2.0]],
+                [&[f32::NAN, HIDDEN], &[2.0]],
+                [&[2.0], &[f32::NAN; 20]],
+                [&[2.0], &[HIDDEN, f32::NAN]],
+                [&[f32::INFINITY], &[1.0]],
+                [&[HIDDEN], &[HIDDEN]],
+            ];
+            for tiles in damaged {
+                assert!(mean(&tiles, split).is_nan(), "{tiles:?}, split: {split}");
+            }
+        }
+    }
 }
