@@ -29,6 +29,11 @@
 
 extern crate alloc;
 
+/// The README's example is a test of this crate.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 mod bytes;
 mod config;
 pub mod group;
