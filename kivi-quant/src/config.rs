@@ -192,7 +192,8 @@ impl KiviConfig {
     /// The same cache with pages of `page_tokens` tokens.
     ///
     /// # Errors
-    /// [`ConfigError::PageTokens`] unless it is a positive multiple of the group size.
+    /// [`ConfigError::PageTokens`] unless it is a positive multiple of the group size up to
+    /// [`Self::MAX_RESIDUAL`].
     pub fn with_page_tokens(self, page_tokens: usize) -> Result<Self, ConfigError> {
         let group_size = self.group_size.get();
         if page_tokens == 0 || !page_tokens.is_multiple_of(group_size) || page_tokens > Self::MAX_RESIDUAL {
@@ -302,7 +303,10 @@ pub enum ConfigError {
         group_size: usize,
     },
     /// A page that groups do not divide.
-    #[error("cache page: expected a multiple of the group size {group_size}, found {page_tokens} tokens")]
+    #[error(
+        "cache page: expected a multiple of the group size {group_size} from {group_size} to {max}, found {page_tokens} tokens",
+        max = KiviConfig::MAX_RESIDUAL
+    )]
     PageTokens {
         /// What was asked for.
         page_tokens: usize,

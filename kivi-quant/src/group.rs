@@ -42,7 +42,7 @@ pub struct GroupParams {
 ///
 /// # Equation
 /// `scale = f16((max - min) / (2^bits - 1))`, `zero = f16(min)` (KIVI, section 3.1), computed in f32 and
-/// saturated to what f16 holds. A NaN is passed over; a group of NaN alone, or of nothing, gets scale and zero 0.
+/// saturated to what f16 holds; a minimum of -0 is 0. A NaN is passed over; a group of NaN alone, or of nothing, gets scale and zero 0.
 pub fn params<T: KvElement>(values: impl Iterator<Item = T>, bits: Bits) -> GroupParams {
     let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
     for x in values {
@@ -60,10 +60,10 @@ impl GroupParams {
             return Self::default();
         }
         let limit = f16::MAX.to_f32();
+        // The NaN of inf - inf counts as a range that f16 does not hold.
         let scale = ((max - min) / bits.max_code() as f32).min(limit);
-        // `scale > 0.0` also turns the NaN of inf - inf into 0.
-        let scale = if scale > 0.0 { scale } else { 0.0 };
-        Self { scale: f16::from_f32(scale), zero: f16::from_f32(min.clamp(-limit, limit)) }
+        // Which of -0 and 0 is the smaller differs between machines: adding 0 makes both 0.
+        Self { scale: f16::from_f32(scale), zero: f16::from_f32(min.clamp(-limit, limit) + 0.0) }
     }
 
     /// The code of `x`.

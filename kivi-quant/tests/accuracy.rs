@@ -181,6 +181,15 @@ fn degenerate_groups() {
         let params = group::params([f32::NAN, -1.0, 1.0].into_iter(), bits);
         assert_eq!(params, group::params([-1.0_f32, 1.0].into_iter(), bits));
         assert_eq!(params.quantize(f32::NAN, bits), 0);
+        // The sign of a zero does not depend on which came first.
+        for zeros in [[0.0_f32, -0.0], [-0.0, 0.0], [-0.0, -0.0]] {
+            assert_eq!(group::params(zeros.into_iter(), bits).to_word(), 0);
+        }
+        // No range, but not finite: as any other that f16 does not hold.
+        for (infinity, zero) in [(f32::INFINITY, f16::MAX), (f32::NEG_INFINITY, f16::MIN)] {
+            let params = group::params([infinity; 3].into_iter(), bits);
+            assert_eq!((params.scale, params.zero), (f16::MAX, zero));
+        }
     }
     // A range beyond f16 saturates scale and zero to finite values, in order.
     let huge = group::params([-1e9_f32, 1e9].into_iter(), Bits::B2);
