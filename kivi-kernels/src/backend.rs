@@ -81,7 +81,8 @@ pub trait Backend: Sized {
 
     /// Runs `step`. A backend with graphs or command buffers may record it at the first call with `key` and
     /// replay it at later ones, without calling it: the step must launch the same ops over the same buffers for
-    /// equal keys, and take everything else from device memory.
+    /// equal keys, and take everything else from device memory. It calls ops alone: no memory is allocated,
+    /// written or read in it.
     ///
     /// # Errors
     /// Those of `step`.

@@ -1,5 +1,7 @@
 //! One step of a ragged batch: who is in it, how long each sequence is, where its cache lies.
 
+use std::collections::HashSet;
+
 use kivi_quant::{KiviConfig, Packed};
 
 use crate::{Backend, StepError, StepKey};
@@ -31,9 +33,10 @@ pub struct SeqStep<'a> {
 /// A sequence's place in one cache group.
 #[derive(Clone, Debug)]
 pub struct GroupStep<'a> {
-    /// Its ring and sinks.
+    /// Its ring and sinks; no other active sequence of the step has them.
     pub slot: usize,
-    /// Its pages, in order of their tokens; they must hold what is packed after the step.
+    /// Its pages, in order of their tokens; they must hold what is packed after the step. With a window, a page
+    /// whose tokens are all packed and seen by no new token is never read: any page may stand in its place.
     pub pages: &'a [u32],
     /// What is packed before the step.
     pub packed: Packed,
@@ -127,7 +130,7 @@ impl<B: Backend> Batch<B> {
                 k_packed_next: backend.zeros(seqs)?,
                 v_packed_next: backend.zeros(seqs)?,
                 slots: backend.zeros(seqs)?,
-                page_table: backend.zeros(seqs * max_pages)?,
+                page_table: backend.zeros(seqs.saturating_mul(max_pages))?,
                 max_pages,
                 config,
                 pages_end: 0,
@@ -144,7 +147,7 @@ impl<B: Backend> Batch<B> {
             tokens: backend.zeros(tokens)?,
             positions: backend.zeros(tokens)?,
             seq_of_row: backend.zeros(tokens)?,
-            row_start: backend.zeros(seqs + 1)?,
+            row_start: backend.zeros(seqs.saturating_add(1))?,
             last_row: backend.zeros(seqs)?,
             len: backend.zeros(seqs)?,
             active: backend.zeros(seqs)?,
@@ -253,6 +256,7 @@ impl<B: Backend> Batch<B> {
 
     fn check(&self, plan: &StepPlan<'_>) -> Result<(), PlanError> {
         let mut rows = 0;
+        let mut slots = HashSet::new();
         for (s, seq) in plan.seqs.iter().enumerate() {
             rows += seq.tokens.len();
             let fail = |what, expected: String, found| Err(PlanError { seq: s, what, expected, found });
@@ -266,11 +270,17 @@ impl<B: Backend> Batch<B> {
                     rows,
                 );
             }
+            if seq.len > u32::MAX as usize - seq.tokens.len() {
+                return fail("the cache", format!("fewer than {} tokens", u32::MAX), seq.len);
+            }
             if seq.groups.len() != self.groups.len() {
                 return fail("the cache", format!("{} groups", self.groups.len()), seq.groups.len());
             }
-            for (arrays, group) in self.groups.iter().zip(&seq.groups) {
+            for (g, (arrays, group)) in self.groups.iter().zip(&seq.groups).enumerate() {
                 check_group(s, seq, arrays.max_pages, &arrays.config, group)?;
+                if seq.active && !slots.insert((g, group.slot)) {
+                    return fail("the slot", "one that no other active sequence has".into(), group.slot);
+                }
             }
         }
         Ok(())

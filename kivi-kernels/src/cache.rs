@@ -39,10 +39,12 @@ impl<B: Backend> KvLayer<B> {
         n_slots: usize,
     ) -> Result<Self, B::Error> {
         let ring = layout.config().ring_rows();
-        let slot = |rows: usize| n_slots * n_kv_heads * rows * layout.row_words();
+        // No size wraps around: what does not fit a usize is too much for `zeros` too.
+        let size = |factors: [usize; 4]| factors.into_iter().fold(1, usize::saturating_mul);
+        let slot = |rows: usize| size([n_slots, n_kv_heads, rows, layout.row_words()]);
         let sinks = |ring: usize| if ring > 0 { slot(layout.config().sink_tokens()) } else { 0 };
         Ok(Self {
-            pool: backend.zeros(n_pages * n_kv_heads * layout.page_words())?,
+            pool: backend.zeros(size([n_pages, n_kv_heads, layout.page_words(), 1]))?,
             k_ring: backend.zeros(slot(ring.k))?,
             v_ring: backend.zeros(slot(ring.v))?,
             k_sink: backend.zeros(sinks(ring.k))?,

@@ -182,7 +182,37 @@ fn plans_are_checked_before_anything_is_written() {
     let mut three = one(1, 0, &[0], [0; 4]);
     three.extend(one(1, 0, &[0], [0; 4]));
     three.extend(one(1, 0, &[0], [0; 4]));
+    for (step, slot) in three.iter_mut().zip(0..) {
+        step.groups[0].slot = slot;
+    }
     assert_eq!(plan(three), "step: sequence 2: the batch needs at most 2 sequences, got 3");
+    let two = |active| {
+        let mut two = [one(1, 0, &[0], [0; 4]), one(1, 0, &[0], [0; 4])].concat();
+        two[1].active = active;
+        two
+    };
+    let taken = "step: sequence 1: the slot needs one that no other active sequence has, got 0";
+    assert_eq!(plan(two(true)), taken);
+    assert_eq!(plan(two(false)), "planned");
+    let many = u32::MAX as usize;
+    assert_eq!(
+        plan(one(1, many, &[0], [many; 4])),
+        format!("step: sequence 0: the cache needs fewer than {many} tokens, got {many}")
+    );
+    assert!(plan(one(1, usize::MAX, &[0], [usize::MAX; 4])).starts_with("step: sequence 0: the cache"));
+}
+
+/// A size that no machine has is refused, also where it wraps around to a small one.
+#[test]
+fn impossible_caches_are_refused() {
+    let backend = Cpu::<f32>::new();
+    let config = KiviConfig::new(Bits::B2, Bits::B2, GroupSize::G32, 64).expect("valid");
+    let layout = PageLayout::new(config, 16).expect("valid");
+    let n_pages = usize::MAX / layout.page_words() / 2 + 1;
+    assert!(KvLayer::<B>::new(&backend, layout, 2, n_pages, 1).is_err());
+    assert!(KvLayer::<B>::new(&backend, layout, 2, 1, usize::MAX / 2).is_err());
+    let capacity = BatchCapacity { max_seqs: 8, max_tokens: 8, max_pages: vec![usize::MAX / 8 + 1] };
+    assert!(Batch::<B>::new(&backend, capacity, &[config]).is_err());
 }
 
 #[test]
