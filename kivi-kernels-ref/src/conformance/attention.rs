@@ -48,8 +48,24 @@ impl<B: Backend> Inputs<B> {
 }
 
 fn queries(case: &CacheCase, act: DType) -> Vec<f64> {
-    let n = *case.row_starts().last().unwrap_or(&0) * case.q_cols();
-    Rng::new(case.seed + 5).normals(n, |x| round(act, x))
+    let Some(factor) = case.picks else {
+        let n = *case.row_starts().last().unwrap_or(&0) * case.q_cols();
+        return Rng::new(case.seed + 5).normals(n, |x| round(act, x));
+    };
+    let mut queries = Vec::new();
+    for (s, seq) in case.seqs.iter().enumerate() {
+        let keys = case.rows(s, Side::Key, act);
+        for at in seq.len..seq.end() {
+            let ends = case.ends(s, at);
+            for head in 0..case.gqa * case.n_kv_heads {
+                let token = ends[(at + head) % ends.len()];
+                let key = token * case.kv_cols() + head / case.gqa * case.head_dim;
+                queries
+                    .extend(keys[key..][..case.head_dim].iter().map(|x| round(act, f64::from(factor) * x)));
+            }
+        }
+    }
+    queries
 }
 
 /// The new rows of all sequences, one after the other.

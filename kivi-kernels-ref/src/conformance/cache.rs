@@ -94,6 +94,7 @@ fn base(k_bits: Bits, v_bits: Bits, group: usize, residual: usize, head_dim: usi
         alibi: false,
         fused: true,
         data: Data::Normal,
+        picks: None,
         seed: 1,
     }
 }
@@ -114,6 +115,9 @@ pub(super) fn by_hand(exact: bool) -> Vec<CacheCase> {
     cases.extend(steps());
     cases.extend(masks());
     cases.extend(contents());
+    if !exact {
+        cases.extend(picks());
+    }
     cases.iter_mut().zip(1..).for_each(|(case, seed)| case.seed = seed);
     if exact {
         for case in &mut cases {
@@ -220,6 +224,30 @@ fn contents() -> Vec<CacheCase> {
     cases
 }
 
+/// Queries that find the tokens at the ends of the ranges.
+fn picks() -> Vec<CacheCase> {
+    let mut cases = Vec::new();
+    for (k_bits, v_bits) in
+        [(Bits::B2, Bits::B2), (Bits::B4, Bits::B2), (Bits::B16, Bits::B2), (Bits::B2, Bits::B16)]
+    {
+        let base = base(k_bits, v_bits, 32, 64, 64);
+        // So sharp that one token is all there is, and so that its neighbours count.
+        for factor in [4.0, 0.75] {
+            let case = CacheCase { gqa: 5, picks: Some(factor), ..base.clone() };
+            let mut steps = seqs([(100, 1), (127, 1), (128, 1), (205, 1), (64, 2), (150, 11), (0, 12)]);
+            cases.push(CacheCase { seqs: steps.clone(), ..case.clone() });
+            cases.push(CacheCase { seqs: steps.clone(), window: Some(90), ..case.clone() });
+            let config = case.config.with_sink_tokens(5).expect("few sinks");
+            cases.push(CacheCase { seqs: steps.clone(), config, ..case.clone() });
+            for policy in [Policy::ValuesAhead, Policy::KeysEager] {
+                steps.iter_mut().for_each(|seq| seq.policy = policy);
+                cases.push(CacheCase { seqs: steps.clone(), ..case.clone() });
+            }
+        }
+    }
+    cases
+}
+
 /// Any small cache and step.
 pub(super) fn strategy() -> impl Strategy<Value = CacheCase> {
     let bits = || select(Bits::ALL.to_vec());
@@ -234,14 +262,15 @@ pub(super) fn strategy() -> impl Strategy<Value = CacheCase> {
             policy,
         },
     );
-    let options =
-        (select(vec![None, Some(9), Some(100)]), any::<bool>(), any::<bool>(), 0..40_usize, any::<bool>());
+    let window = select(vec![None, Some(9), Some(100)]);
+    let picks = select(vec![None, None, Some(0.75), Some(4.0)]);
+    let options = (window, any::<bool>(), any::<bool>(), 0..40_usize, any::<bool>(), picks);
     let heads = (1..3_usize, select(vec![1, 2, 3, 4]), select(KvDtype::ALL.to_vec()), select(vec![1, 2, 4]));
     (shape, vec(seq, 1..4), options, heads, any::<u16>()).prop_map(
         |(
             (k_bits, v_bits, (group, residual), head_dim),
             seqs,
-            (window, alibi, fused, sinks, few),
+            (window, alibi, fused, sinks, few, picks),
             heads,
             seed,
         )| {
@@ -251,7 +280,7 @@ pub(super) fn strategy() -> impl Strategy<Value = CacheCase> {
             let config = config.and_then(|c| c.with_sink_tokens(if few { 0 } else { sinks }));
             let config = config.expect("valid settings");
             let seed = seed.into();
-            CacheCase { config, n_kv_heads, gqa, seqs, window, alibi, fused, seed, ..case }
+            CacheCase { config, n_kv_heads, gqa, seqs, window, alibi, fused, picks, seed, ..case }
         },
     )
 }

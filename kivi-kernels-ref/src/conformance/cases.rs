@@ -160,6 +160,10 @@ pub struct CacheCase {
     pub fused: bool,
     /// What keys and values are like.
     pub data: Data,
+    /// If given, each query is so many times the key of a token at an end of one of attention's ranges, so that the
+    /// output is that token's value or nearly so: a wrong end shows also where activations are coarse. Without it
+    /// queries are random.
+    pub picks: Option<f32>,
     /// Of the random numbers.
     pub seed: u64,
 }
@@ -181,6 +185,20 @@ impl CacheCase {
     /// Elements of a query row.
     pub fn q_cols(&self) -> usize {
         self.gqa * self.kv_cols()
+    }
+
+    /// The tokens at the ends of the ranges that sequence `s`'s new token at position `at` sees.
+    pub fn ends(&self, s: usize, at: usize) -> Vec<usize> {
+        let seq = &self.seqs[s];
+        let (packed, sinks) = (seq.packed(&self.config).0, self.config.sink_tokens());
+        let first = self.window.map_or(0, |window| (at + 1).saturating_sub(window));
+        let starts = [sinks, packed.v, packed.k, seq.len, at];
+        let mut ends: Vec<usize> = starts.iter().flat_map(|&t| [t.wrapping_sub(1), t]).collect();
+        ends.push(first);
+        ends.retain(|t| (first..=at).contains(t));
+        ends.sort_unstable();
+        ends.dedup();
+        ends
     }
 
     /// The first row of each sequence, and the number of rows.

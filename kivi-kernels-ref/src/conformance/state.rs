@@ -6,14 +6,18 @@ use kivi_quant::{Packed, PageLayout, Side, page};
 
 use super::{CacheCase, Rng};
 
-/// Words that nobody may use: 65504 as f16, finite in every type, as what other sequences leave behind.
+/// Words of pages that nobody may use: 65504 as f16, finite in every type, as what other sequences leave behind.
 const GARBAGE: u32 = 0x7BFF_7BFF;
+/// Words of ring and sink rows that no token is in: NaN in every type, as a sequence whose model fails leaves behind.
+const NAN: u32 = 0x7FFF_7FFF;
 
 /// Where the sequences of a case live.
 pub(super) struct Places {
     pub pages: Vec<Vec<u32>>,
     pub slots: Vec<u32>,
     pub n_pages: usize,
+    /// A page of no sequence.
+    pub spare: u32,
 }
 
 /// The arrays of a [`KvLayer`] on the host.
@@ -92,7 +96,7 @@ impl CacheCase {
         let mut rng = Rng::new(self.seed + 77);
         let mut free = rng.permutation(n_pages);
         let pages = needs.iter().map(|&n| free.split_off(free.len() - n)).collect();
-        Places { pages, slots: rng.permutation(self.n_slots()), n_pages }
+        Places { pages, slots: rng.permutation(self.n_slots()), n_pages, spare: free[0] }
     }
 
     fn n_slots(&self) -> usize {
@@ -146,7 +150,7 @@ impl CacheCase {
         Ok(layer)
     }
 
-    /// Garbage everywhere but in the sequences' own pages, which are zero.
+    /// Garbage and NaN everywhere but in the sequences' own pages, which are zero.
     fn empty(&self, places: &Places) -> HostCache {
         let layout = self.layout();
         let record = self.n_kv_heads * layout.page_words();
@@ -154,7 +158,7 @@ impl CacheCase {
         for &page in places.pages.iter().flatten() {
             pool[page as usize * record..][..record].fill(0);
         }
-        let rows = |n: usize| vec![GARBAGE; self.n_slots() * self.n_kv_heads * n * layout.row_words()];
+        let rows = |n: usize| vec![NAN; self.n_slots() * self.n_kv_heads * n * layout.row_words()];
         let ring = self.config.ring_rows();
         let sinks = |ring: usize| rows(if ring > 0 { self.config.sink_tokens() } else { 0 });
         HostCache {
@@ -181,6 +185,7 @@ impl CacheCase {
         };
         let mut batch = Batch::new(backend, capacity, &[self.config, self.config])?;
         let tokens = vec![0; rows];
+        let tables: Vec<Vec<u32>> = (0..self.seqs.len()).map(|s| self.table(s, &places)).collect();
         let decoys: Vec<Vec<u32>> =
             places.pages.iter().map(|p| p.iter().map(|&page| page ^ 1).collect()).collect();
         let seqs = self.seqs.iter().enumerate().map(|(s, seq)| {
@@ -191,12 +196,23 @@ impl CacheCase {
                 tokens: &tokens[..seq.new],
                 len: seq.len,
                 active: seq.active,
-                groups: vec![group(decoy, &decoys[s]), group(places.slots[s], &places.pages[s])],
+                groups: vec![group(decoy, &decoys[s]), group(places.slots[s], &tables[s])],
             }
         });
         let plan = StepPlan { seqs: seqs.collect() };
         batch.plan(backend, &plan)?;
         Ok(batch)
+    }
+
+    /// The page table of sequence `s`, with another page for each that is packed and before the window.
+    fn table(&self, s: usize, places: &Places) -> Vec<u32> {
+        let seq = &self.seqs[s];
+        let packed = seq.packed(&self.config).0;
+        let first = self.window.map_or(0, |window| (seq.len + 1).saturating_sub(window));
+        let gone = first.min(packed.k).min(packed.v) / self.config.page_tokens();
+        let mut pages = places.pages[s].clone();
+        pages.iter_mut().take(gone).for_each(|page| *page = places.spare);
+        pages
     }
 
     /// Everything in `layer`: pool, rings, sinks. Ring rows of active sequences that no token is in any more read

@@ -1,8 +1,9 @@
 //! The ops that decide the speed of `Cpu<f32>`: matrix products and attention over packed pages.
 //!
 //! Loops are plain Rust over fixed-size arrays, compiled for the vector unit at hand by `pulp`; products of
-//! matrices are the `gemm` crate's; work is spread by rayon. How work is cut depends on the sequence alone, never
-//! on the batch or the number of threads, so a sequence's results do not either.
+//! matrices are the `gemm` crate's; work is spread by rayon. How work is cut never depends on the number of
+//! threads. Attention is cut by the sequence alone; the order of sums in a product with weights depends on how many
+//! rows the batch has (`docs/numerics.md`).
 
 mod attend;
 mod linear;

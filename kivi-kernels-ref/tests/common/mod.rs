@@ -5,7 +5,7 @@ use kivi_kernels::{
     Backend, Batch, BatchCapacity, GroupStep, KvLayer, Rows, RowsMut, SeqStep, StepPlan, ops,
 };
 use kivi_kernels_ref::conformance::Rng;
-use kivi_kernels_ref::{Accum, Cpu};
+use kivi_kernels_ref::{Accum, Cpu, CpuBuffer};
 use kivi_quant::{Bits, GroupSize, KiviConfig, Packed, PageLayout, Side, page};
 
 /// Queries, keys and values of a sequence, `[tokens][heads * head_dim]` each.
@@ -87,33 +87,48 @@ impl<A: Accum> World<A> {
     /// One step with `take[s]` new tokens of each sequence `s` (0: it is not in the batch): attend, then append.
     /// Returns the output rows, one sequence after the other.
     pub fn step(&mut self, take: &[usize]) -> Vec<f64> {
-        let chosen: Vec<usize> = (0..take.len()).filter(|&s| take[s] > 0).collect();
-        self.plan(&chosen, take);
-        let (q_cols, kv_cols) = (self.shape.q_cols(), self.shape.kv_cols());
-        let gather = |cols: usize, of: &dyn Fn(&Tokens) -> &Vec<f64>| -> Vec<A> {
-            let rows =
-                |&s: &usize| &of(&self.sequences[s])[self.lens[s] * cols..(self.lens[s] + take[s]) * cols];
-            chosen.iter().flat_map(rows).map(|&x| A::from_f64(x)).collect()
-        };
-        let upload = |x: &[A]| self.cpu.upload(x).unwrap();
-        let q = upload(&gather(q_cols, &|t| &t.q));
-        let (k, v) = (upload(&gather(kv_cols, &|t| &t.k)), upload(&gather(kv_cols, &|t| &t.v)));
-        let n: usize = take.iter().sum();
-        let new = || (Rows::new(&k, n, kv_cols).unwrap(), Rows::new(&v, n, kv_cols).unwrap());
+        let rows = self.attend(take);
+        self.append(take);
+        rows
+    }
+
+    /// The rows that are new in a step, of one kind.
+    fn new_rows(&self, take: &[usize], cols: usize, of: fn(&Tokens) -> &Vec<f64>) -> CpuBuffer<A> {
+        let rows = |s: usize| &of(&self.sequences[s])[self.lens[s] * cols..(self.lens[s] + take[s]) * cols];
+        let rows: Vec<A> = (0..take.len()).flat_map(rows).map(|&x| A::from_f64(x)).collect();
+        self.cpu.upload(&rows).unwrap()
+    }
+
+    /// The first half of a step.
+    fn attend(&mut self, take: &[usize]) -> Vec<f64> {
+        self.plan(take);
+        let (q_cols, kv_cols, n) = (self.shape.q_cols(), self.shape.kv_cols(), take.iter().sum());
+        let q = self.new_rows(take, q_cols, |t| &t.q);
+        let (k, v) = (self.new_rows(take, kv_cols, |t| &t.k), self.new_rows(take, kv_cols, |t| &t.v));
+        let new = (Rows::new(&k, n, kv_cols).unwrap(), Rows::new(&v, n, kv_cols).unwrap());
         let mut out = self.cpu.zeros(n * q_cols).unwrap();
         let views = (RowsMut::new(&mut out, n, q_cols).unwrap(), Rows::new(&q, n, q_cols).unwrap());
         let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
-        let op = ops::Attend::new(views.0, views.1, new(), &self.layer, (&self.batch, 0), scale);
+        let op = ops::Attend::new(views.0, views.1, new, &self.layer, (&self.batch, 0), scale);
         self.cpu.attend(op.unwrap()).unwrap();
-        let op = ops::Append::new(new(), &mut self.layer, (&self.batch, 0));
-        self.cpu.append(op.unwrap()).unwrap();
-        chosen.iter().for_each(|&s| self.lens[s] += take[s]);
         let mut rows = vec![A::from_f64(0.0); n * q_cols];
         self.cpu.read(&out, 0, &mut rows).unwrap();
         rows.iter().map(|x| x.to_f64()).collect()
     }
 
-    fn plan(&mut self, chosen: &[usize], take: &[usize]) {
+    /// The second half of a step; alone, a step whose outputs nobody asks for.
+    pub fn append(&mut self, take: &[usize]) {
+        self.plan(take);
+        let (kv_cols, n) = (self.shape.kv_cols(), take.iter().sum());
+        let (k, v) = (self.new_rows(take, kv_cols, |t| &t.k), self.new_rows(take, kv_cols, |t| &t.v));
+        let new = (Rows::new(&k, n, kv_cols).unwrap(), Rows::new(&v, n, kv_cols).unwrap());
+        let op = ops::Append::new(new, &mut self.layer, (&self.batch, 0));
+        self.cpu.append(op.unwrap()).unwrap();
+        self.lens.iter_mut().zip(take).for_each(|(len, n)| *len += n);
+    }
+
+    fn plan(&mut self, take: &[usize]) {
+        let chosen: Vec<usize> = (0..take.len()).filter(|&s| take[s] > 0).collect();
         let ids = vec![0; take.iter().sum()];
         let config = &self.shape.config;
         let seqs = chosen.iter().map(|&s| SeqStep {
