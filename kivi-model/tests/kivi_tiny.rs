@@ -78,13 +78,18 @@ fn check_log_probabilities(setting: &str, tokens: &[u32], logits: &[Vec<f32>], e
     let far = errors.iter().filter(|e| **e > 1e-2).count();
     let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
     let difference = (mean(&found) - mean(expected)).abs();
-    println!("{setting}: mean differs by {difference:.1e} nats, a token by {largest:.1e}; {far} by more than 1e-2");
+    println!(
+        "{setting}: mean differs by {difference:.1e} nats, a token by {largest:.1e}; {far} by more than 1e-2"
+    );
     let tolerance = if setting == "16:16" { 1e-4 } else { 1e-3 };
     assert!(difference <= tolerance, "{setting}: the mean differs by {difference} nats");
     // At residual length 32 a code that two f32 programs round differently shows in every later token
     // (docs/numerics.md, "Whole models").
     let (allowed, limit) = if setting == "2:2 R32" { (errors.len() / 8, 0.15) } else { (0, 1e-2) };
-    assert!(far <= allowed && largest <= limit, "{setting}: {far} tokens differ by more than 1e-2, one by {largest}");
+    assert!(
+        far <= allowed && largest <= limit,
+        "{setting}: {far} tokens differ by more than 1e-2, one by {largest}"
+    );
 }
 
 fn log_softmax(logits: &[f32], token: usize) -> f64 {
