@@ -71,7 +71,7 @@ impl Log {
         served
     }
 
-    fn to_the_end(mut self, engine: &mut CpuEngine<'_>) -> Self {
+    fn finish(mut self, engine: &mut CpuEngine<'_>) -> Self {
         while !engine.is_idle() {
             self.step(engine);
         }
@@ -153,7 +153,7 @@ fn cancelled_requests_make_room_and_leave_others_alone() {
     let waited = engine.cancel(c).expect("it waits");
     assert_eq!((waited.tokens, waited.allocated), (0, 0));
     assert!(engine.cancel(a).is_none() && engine.cancel(c).is_none(), "they are gone");
-    let log = log.to_the_end(&mut engine);
+    let log = log.finish(&mut engine);
     assert_eq!(log.tokens[&a].len(), 3);
     assert!(!log.tokens.contains_key(&c));
     assert_eq!(log.ends.keys().collect::<Vec<_>>(), [&b, &d]);
@@ -173,7 +173,7 @@ fn the_youngest_gives_way_when_pages_run_out() {
     let young = request(&prompt("young", 30), 50);
     let waiting = request(&prompt("waiting", 20), 30);
     let [a, b, c] = [&old, &young, &waiting].map(|r| engine.submit(r.clone()).expect("a good request"));
-    let log = Log::default().to_the_end(&mut engine);
+    let log = Log::default().finish(&mut engine);
     assert_eq!(log.ends[&a], Ok(FinishReason::Length));
     assert_eq!(log.tokens[&a], alone(&backend, &model, &old));
     assert_eq!(log.ends[&b], Err(SequenceError::OutOfPages { tokens: 33, pool_tokens: 96 }));
@@ -199,7 +199,7 @@ fn a_prompt_longer_than_a_step_is_cut_and_decoding_goes_on_meanwhile() {
         assert_eq!(engine.prompt_tokens_done(), 3 + 7 * step);
     }
     assert_eq!(log.step(&mut engine), [a, b]);
-    let log = log.to_the_end(&mut engine);
+    let log = log.finish(&mut engine);
     assert_eq!(log.tokens[&a], alone(&backend, &model, &short));
     assert_eq!(log.tokens[&b], alone(&backend, &model, &long));
 }
@@ -225,7 +225,7 @@ fn sequences_end_for_the_reason_that_comes_first() {
         sizes.pool_tokens = pool_tokens;
         let mut engine = engine(&backend, &model, sizes);
         let id = engine.submit(Request { max_tokens, eos, ..base.clone() }).expect("a good request");
-        let log = Log::default().to_the_end(&mut engine);
+        let log = Log::default().finish(&mut engine);
         assert_eq!((log.tokens[&id].len(), log.ends[&id].clone()), (n, Ok(reason)));
         assert_eq!(log.tokens[&id], all[..n]);
         // The last token is chosen, but never read.
@@ -265,7 +265,7 @@ fn assert_not_finite(model: &CpuModel, backend: &Cpu<f32>, bits: u32, place: &st
     requests[1].want_logits = true;
     requests[2].sampling.temperature = 1.0;
     let ids = requests.map(|r| engine.submit(r).expect("a good request"));
-    let log = Log::default().to_the_end(&mut engine);
+    let log = Log::default().finish(&mut engine);
     assert!(log.tokens.is_empty(), "{bits} bits, {place}: {:?}", log.tokens);
     for id in ids {
         let error = log.ends[&id].clone().expect_err("the weights are damaged");
@@ -318,14 +318,14 @@ fn a_failed_sequence_leaves_its_neighbours_alone() {
         let mut bad = good.clone();
         bad.prompt[10] = bad_token;
         let [bad, fine] = [bad, good.clone()].map(|r| engine.submit(r).expect("a good request"));
-        let log = Log::default().to_the_end(&mut engine);
+        let log = Log::default().finish(&mut engine);
         let Err(SequenceError::NotFinite { place }) = &log.ends[&bad] else { panic!("{:?}", log.ends[&bad]) };
         assert!(place.starts_with("the embedding"), "{place}");
         assert_eq!(log.ends[&fine], Ok(FinishReason::Length));
         assert_eq!(log.tokens[&fine], alone(&backend, &sound, &good));
         // The next one gets the slot and the pages that NaN was in.
         let again = engine.submit(good.clone()).expect("a good request");
-        let log = Log::default().to_the_end(&mut engine);
+        let log = Log::default().finish(&mut engine);
         assert_eq!(log.tokens[&again], alone(&backend, &sound, &good));
     }
 }

@@ -120,7 +120,7 @@ fn two_bits_differ_only_behind_the_residual_window() {
     };
     for (name, case) in cases(&golden) {
         let model = load(&backend, checkpoint(case).path());
-        if model.config().head_dim % 16 != 0 {
+        if !model.config().head_dim.is_multiple_of(16) {
             assert!(Engine::new(&backend, &model, config(two(32), 128, 1)).is_err(), "{name}: head_dim");
             continue;
         }

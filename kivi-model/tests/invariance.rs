@@ -1,0 +1,202 @@
+//! What a sequence gets does not depend on who else is in the batch, on how its prompt is cut, or on whose pages it
+//! has.
+
+mod models;
+mod random;
+
+use std::collections::BTreeMap;
+
+use kivi_kernels_ref::Cpu;
+use kivi_model::engine::{Engine, EngineConfig, Event, Request, SeqId};
+use kivi_model::model::Model;
+use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
+use models::{cache, config, golden, ids, kivi_tiny, request};
+use random::{SMALL, tokens};
+
+type CpuEngine<'a> = Engine<'a, Cpu<f32>>;
+
+/// A request that joins when so many steps are done.
+#[derive(Clone)]
+struct Arrival {
+    step: usize,
+    request: Request,
+}
+
+/// Tokens of a sequence, the logits that each was chosen from, and what its cache held then.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Run {
+    tokens: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+    caches: Vec<Vec<u32>>,
+}
+
+/// Runs all arrivals to their ends. Caches are those that a sequence had after each of its steps but the last.
+fn run(engine: &mut CpuEngine<'_>, arrivals: &[Arrival], caches: bool) -> Vec<Run> {
+    let mut ids: BTreeMap<SeqId, usize> = BTreeMap::new();
+    let mut runs = vec![Run::default(); arrivals.len()];
+    let mut step = 0;
+    while ids.len() < arrivals.len() || !engine.is_idle() {
+        for (i, arrival) in arrivals.iter().enumerate().filter(|(_, a)| a.step == step) {
+            ids.insert(engine.submit(arrival.request.clone()).expect("a good request"), i);
+        }
+        for event in engine.step().expect("the CPU does not fail") {
+            if let Event::Token { id, token, logits } = event {
+                let run = &mut runs[ids[&id]];
+                run.tokens.push(token);
+                run.logits.extend(logits);
+                let cache =
+                    if caches { engine.cache_contents(id).expect("the CPU does not fail") } else { None };
+                run.caches.extend(cache);
+            }
+        }
+        step += 1;
+    }
+    runs
+}
+
+fn arrival(step: usize, prompt: &[u32], max_tokens: usize) -> Arrival {
+    let request = Request { want_logits: true, ..request(prompt, max_tokens) };
+    Arrival { step, request }
+}
+
+/// Alone in an engine of these sizes.
+fn alone(backend: &Cpu<f32>, model: &Model<Cpu<f32>>, sizes: EngineConfig, arrival: &Arrival) -> Run {
+    let mut engine = Engine::new(backend, model, sizes).expect("an engine");
+    run(&mut engine, &[Arrival { step: 0, ..arrival.clone() }], true).remove(0)
+}
+
+/// Tokens equal and logits within 1e-4.
+fn assert_same(what: &str, found: &Run, expected: &Run) {
+    assert_eq!(found.tokens, expected.tokens, "{what}");
+    assert_eq!(found.logits.len(), expected.logits.len(), "{what}");
+    for (row, (found, expected)) in found.logits.iter().zip(&expected.logits).enumerate() {
+        for (x, y) in found.iter().zip(expected) {
+            assert!((x - y).abs() <= 1e-4 * y.abs().max(1.0), "{what}: logits {row} have {x}, not {y}");
+        }
+    }
+}
+
+/// Eight prompts of the embedded model: the golden ones, all of them below 1,000 tokens.
+fn prompts() -> Vec<Vec<u32>> {
+    let golden = golden("kivi-tiny.json");
+    let prompts = golden["cases"].as_array().expect("cases").iter().map(|case| ids(&case["prompt_ids"]));
+    let prompts: Vec<_> = prompts.filter(|prompt| prompt.len() < 1000).take(8).collect();
+    assert_eq!(prompts.len(), 8);
+    prompts
+}
+
+/// Each of eight sequences, of other lengths, that join and leave at other steps.
+#[test]
+fn alone_is_as_among_seven_others() {
+    let backend = Cpu::<f32>::new();
+    let model = kivi_tiny(&backend);
+    let prompts = prompts();
+    let arrivals: Vec<_> =
+        prompts.iter().enumerate().map(|(i, prompt)| arrival(i * 2 % 7, prompt, 24 - 2 * i)).collect();
+    let together = {
+        let mut engine = Engine::new(&backend, &model, config(cache(16, 16), 1024, 8)).expect("an engine");
+        run(&mut engine, &arrivals, false)
+    };
+    for (i, (together, arrival)) in together.iter().zip(&arrivals).enumerate() {
+        let alone = alone(&backend, &model, config(cache(16, 16), 1024, 1), arrival);
+        assert_eq!(alone.tokens.len(), 24 - 2 * i);
+        assert_same(&format!("sequence {i}"), together, &alone);
+    }
+}
+
+/// A prompt in steps of any number of rows; of one sequence, and of two that share the steps.
+#[test]
+fn one_prompt_is_as_any_chunks() {
+    let backend = Cpu::<f32>::new();
+    let model = kivi_tiny(&backend);
+    let prompts = prompts();
+    let (long, other) = (&prompts[prompts.len() - 1], &prompts[2]);
+    assert!(long.len() > 290, "{}", long.len());
+    let arrivals = [arrival(0, long, 8), arrival(0, other, 12)];
+    let whole = arrivals.clone().map(|a| alone(&backend, &model, config(cache(16, 16), 1024, 1), &a));
+    for rows in [1, 7, 64, 100, 128, 129, long.len() - 1, long.len() + 3] {
+        let mut sizes = config(cache(16, 16), 1024, 2);
+        sizes.max_batched_tokens = rows;
+        let mut engine = Engine::new(&backend, &model, sizes).expect("an engine");
+        for (found, expected) in run(&mut engine, &arrivals, false).iter().zip(&whole) {
+            assert_same(&format!("{rows} rows a step"), found, expected);
+        }
+    }
+}
+
+/// 2 bits, groups of 32, a window of 32 tokens: packs often.
+fn two_bits() -> KiviConfig {
+    let config = KiviConfig::new(Bits::B2, Bits::B2, GroupSize::G32, 32).expect("a valid cache");
+    config.with_kv_dtype(KvDtype::F16).with_page_tokens(32).expect("a valid page")
+}
+
+/// A sequence of `n` given tokens and some more, read one token a step.
+fn token_by_token(step: usize, name: &str, n: usize, more: usize) -> Arrival {
+    let tokens = tokens(name, n, SMALL.vocab);
+    let mut arrival = arrival(step, &tokens[..1], n - 1 + more);
+    arrival.request.forced = tokens[1..].to_vec();
+    arrival
+}
+
+/// Steps of up to four rows: the CPU backend computes each row of a product by itself then, so that results are equal
+/// to the bit, and so is what is packed. (More rows are a matrix product, whose sums are in another order.)
+#[test]
+fn packed_bytes_do_not_depend_on_the_batch() {
+    let backend = Cpu::<f32>::new();
+    let model = SMALL.load(&backend);
+    let lens = [(0, 31, 40), (0, 100, 30), (3, 64, 50), (9, 65, 9), (75, 70, 3), (90, 33, 20)];
+    let arrivals = lens.map(|(step, n, more)| token_by_token(step, &format!("{step} {n}"), n, more));
+    let mut engine = Engine::new(&backend, &model, config(two_bits(), 256, 4)).expect("an engine");
+    let together = run(&mut engine, &arrivals, true);
+    for (i, (together, arrival)) in together.iter().zip(&arrivals).enumerate() {
+        let alone = alone(&backend, &model, config(two_bits(), 256, 1), arrival);
+        assert_eq!(alone.caches.len(), arrival.request.max_tokens - 1);
+        for (step, (found, expected)) in together.caches.iter().zip(&alone.caches).enumerate() {
+            assert!(found == expected, "sequence {i}, step {step}: other bytes than alone");
+        }
+        assert!(*together == alone, "sequence {i}: other logits than alone");
+    }
+}
+
+/// The pages, ring and slot of a sequence that is gone, whether it ended or was cancelled, are as new.
+#[test]
+fn packed_bytes_do_not_depend_on_who_had_the_pages() {
+    let backend = Cpu::<f32>::new();
+    let model = SMALL.load(&backend);
+    let mut sizes = config(two_bits(), 256, 2);
+    sizes.pool_tokens = 288; // nine pages, so that they go round
+    let long = arrival(0, &tokens("long", 200, SMALL.vocab), 40);
+    let short = arrival(0, &tokens("short", 45, SMALL.vocab), 30);
+    let one_by_one = token_by_token(0, "one by one", 70, 50);
+    let [expected_long, expected_short, expected_one_by_one] =
+        [&long, &short, &one_by_one].map(|a| alone(&backend, &model, sizes, a));
+    let mut engine = Engine::new(&backend, &model, sizes).expect("an engine");
+    for _ in 0..3 {
+        let cancelled = engine.submit(long.request.clone()).expect("a good request");
+        (0..20).for_each(|_| drop(engine.step().expect("the CPU does not fail")));
+        engine.cancel(cancelled).expect("it runs");
+        assert!(run(&mut engine, std::slice::from_ref(&short), true)[0] == expected_short);
+        assert!(run(&mut engine, std::slice::from_ref(&long), true)[0] == expected_long);
+        let two = run(&mut engine, &[one_by_one.clone(), Arrival { step: 4, ..one_by_one.clone() }], true);
+        assert!(two.iter().all(|run| *run == expected_one_by_one));
+    }
+}
+
+/// Codes of equal rows are equal however the rows are cut into steps. Through a model, later chunks see a packed past,
+/// so that only the first layer's keys and values are equal: its part of the contents comes first.
+#[test]
+fn the_first_layers_bytes_do_not_depend_on_chunks() {
+    let backend = Cpu::<f32>::new();
+    let model = SMALL.load(&backend);
+    let prompt = arrival(0, &tokens("p", 150, SMALL.vocab), 2);
+    let first_layer = |rows: usize| {
+        let mut sizes = config(two_bits(), 256, 1);
+        sizes.max_batched_tokens = rows;
+        let contents = alone(&backend, &model, sizes, &prompt).caches.remove(0);
+        contents[..contents.len() / 2].to_vec()
+    };
+    let whole = first_layer(150);
+    for rows in [149, 97, 64, 33, 32, 31, 10] {
+        assert!(first_layer(rows) == whole, "{rows} rows a step");
+    }
+}
