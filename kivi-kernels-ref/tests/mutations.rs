@@ -49,7 +49,7 @@ impl Step {
     /// All of these.
     fn all() -> &'static [Self] {
         static ALL: LazyLock<Vec<Step>> = LazyLock::new(|| {
-            [vec![Step::random()], Step::picks(0.75), Step::picks(4.0)].into_iter().flatten().collect()
+            [vec![Step::random()], Step::picks(0.75), Step::picks(2.0)].into_iter().flatten().collect()
         });
         &ALL
     }
