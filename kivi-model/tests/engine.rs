@@ -317,7 +317,7 @@ fn a_failed_sequence_leaves_its_neighbours_alone() {
         let mut engine = engine(&backend, &model, sizes);
         let mut bad = good.clone();
         bad.prompt[10] = bad_token;
-        let [bad, fine] = [bad, good.clone()].map(|r| engine.submit(r).expect("a good request"));
+        let [fine, bad] = [good.clone(), bad].map(|r| engine.submit(r).expect("a good request"));
         let log = Log::default().finish(&mut engine);
         let Err(SequenceError::NotFinite { place }) = &log.ends[&bad] else { panic!("{:?}", log.ends[&bad]) };
         assert!(place.starts_with("the embedding"), "{place}");
