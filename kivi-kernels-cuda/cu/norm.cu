@@ -1,0 +1,49 @@
+// norm.cu: normalisation of rows, one block a row.
+//   rms_norm    out = x / sqrt(mean(x^2) + eps) * weight
+//   layer_norm  out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias
+#include "kivi.cuh"
+
+struct NormParams {
+    Act* out;             // [rows, cols]
+    const Act* x;         // [rows, cols]
+    const float* weight;  // [cols]
+    const float* bias;    // [cols], or null
+    u64 out_stride;
+    u64 x_stride;
+    u32 cols;
+    float eps;
+};
+KIVI_CHECK_SIZE(NormParams);
+
+extern "C" __global__ void rms_norm(NormParams p) {
+    const Act* x = p.x + blockIdx.x * p.x_stride;
+    Act* out = p.out + blockIdx.x * p.out_stride;
+    float squares = 0.0f;
+    for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
+        squares += to_f32(x[j]) * to_f32(x[j]);
+    }
+    float root = sqrtf(block_sum(squares) / p.cols + p.eps);
+    for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
+        store(&out[j], to_f32(x[j]) / root * p.weight[j]);
+    }
+}
+
+extern "C" __global__ void layer_norm(NormParams p) {
+    const Act* x = p.x + blockIdx.x * p.x_stride;
+    Act* out = p.out + blockIdx.x * p.out_stride;
+    float sum = 0.0f;
+    for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
+        sum += to_f32(x[j]);
+    }
+    float mean = block_sum(sum) / p.cols;
+    float squares = 0.0f;
+    for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
+        float d = to_f32(x[j]) - mean;
+        squares += d * d;
+    }
+    float root = sqrtf(block_sum(squares) / p.cols + p.eps);
+    for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
+        float bias = p.bias ? p.bias[j] : 0.0f;
+        store(&out[j], (to_f32(x[j]) - mean) / root * p.weight[j] + bias);
+    }
+}

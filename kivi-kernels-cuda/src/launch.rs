@@ -1,0 +1,59 @@
+//! The only place that launches kernels.
+
+use bytemuck::Pod;
+use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
+
+use crate::device::Cuda;
+use crate::jit::Source;
+use crate::{Act, CudaError};
+
+/// Threads of a block of every kernel, eight warps; the sources are told when they are compiled.
+pub(crate) const BLOCK: usize = 256;
+
+/// Blocks for a kernel that loops over `elements` with the threads of its whole grid: enough to fill any device.
+pub(crate) fn blocks_for(elements: usize) -> usize {
+    elements.div_ceil(BLOCK).min(1 << 16)
+}
+
+/// The struct that a kernel takes.
+#[repr(transparent)]
+struct Params<P>(P);
+
+// SAFETY: `P` is plain bytes without padding (`Pod`), and the size of the kernel's struct is checked when it is compiled
+// (`KIVI_CHECK_SIZE`).
+unsafe impl<P: Pod> DeviceRepr for Params<P> {}
+
+impl<A: Act> Cuda<A> {
+    /// Queues `kernel` of `source` on `grid` blocks; a grid without blocks is nothing to do.
+    ///
+    /// # Safety
+    /// `params` must be the struct that the kernel takes, and every address that the kernel forms from it and from what it
+    /// finds there must lie in live buffers of this device.
+    pub(crate) unsafe fn launch<P: Pod>(
+        &self,
+        source: &'static Source,
+        kernel: &'static str,
+        grid: [usize; 3],
+        params: P,
+    ) -> Result<(), CudaError> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let [x, y, z] = grid;
+        if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
+            return Err(CudaError::Grid { kernel, grid });
+        }
+        let function = self.jit.function(&self.context, source, kernel)?;
+        let params = Params(params);
+        let config = LaunchConfig {
+            grid_dim: (x as u32, y as u32, z as u32),
+            block_dim: (BLOCK as u32, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let mut launch = self.stream.launch_builder(&function);
+        // SAFETY: the caller vouches for `params`; the kernel takes one struct, and blocks of `BLOCK` threads.
+        let queued = unsafe { launch.arg(&params).launch(config) };
+        queued.map_err(CudaError::driver(kernel))?;
+        if self.sync { self.stream.synchronize().map_err(CudaError::driver(kernel)) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,74 @@
+//! The ops: grids and arguments, one file a family, as the `.cu` files.
+
+mod attention;
+mod cache;
+mod elementwise;
+mod linear;
+mod norm;
+mod rope;
+mod select;
+
+use kivi_kernels::{Element, Rows, RowsMut, Weight};
+
+pub(crate) use attention::attend;
+pub(crate) use cache::{append, clear_pages};
+pub(crate) use elementwise::{activate, add};
+pub(crate) use linear::{embed, linear};
+pub(crate) use norm::{layer_norm, rms_norm};
+pub(crate) use rope::rope;
+pub(crate) use select::{argmax, gather, top_k};
+
+use crate::device::Cuda;
+use crate::jit::Source;
+use crate::{Act, CudaBuffer};
+
+/// Every source.
+pub(crate) const SOURCES: &[&Source] = &[
+    &norm::SOURCE,
+    &linear::SOURCE,
+    &rope::SOURCE,
+    &elementwise::SOURCE,
+    &select::SOURCE,
+    &cache::SOURCE,
+    &attention::SOURCE,
+];
+
+/// Declares a `SOURCE` and the structs that its kernels take.
+macro_rules! source {
+    ($file:literal: $($params:ident),*) => {
+        pub(super) static SOURCE: crate::jit::Source = crate::jit::Source {
+            file: $file,
+            text: include_str!(concat!("../../cu/", $file)),
+            sizes: &[$((stringify!($params), size_of::<$params>())),*],
+        };
+    };
+}
+use source;
+
+/// Rows of activations.
+type ActRows<'a, A> = Rows<'a, Cuda<A>, A>;
+
+/// Address of the first element of a view.
+fn at<A: Act, T: Element>(x: &Rows<'_, Cuda<A>, T>) -> u64 {
+    x.buffer().at(x.offset())
+}
+
+/// Address of the first element of a view that is written.
+fn at_mut<A: Act, T: Element>(x: &mut RowsMut<'_, Cuda<A>, T>) -> u64 {
+    let offset = x.offset();
+    x.buffer().at(offset)
+}
+
+/// Address of a buffer that may be absent: null.
+fn at_or_null<T: Element>(x: Option<&CudaBuffer<T>>) -> u64 {
+    x.map_or(0, |x| x.at(0))
+}
+
+/// Address of a weight, and which of a kernel's three versions takes it.
+fn weight<A: Act>(x: &Weight<Cuda<A>>, [f32, f16, bf16]: [&'static str; 3]) -> (u64, &'static str) {
+    match x {
+        Weight::F32(x) => (x.at(0), f32),
+        Weight::F16(x) => (x.at(0), f16),
+        Weight::Bf16(x) => (x.at(0), bf16),
+    }
+}
