@@ -65,7 +65,12 @@ impl Step {
                 println!("{}", self.hint);
                 false
             }
-            Ok(status) => status.success(),
+            Ok(status) => {
+                if !status.success() {
+                    println!("cargo {}: {status}", self.name); // a signal leaves no other trace
+                }
+                status.success()
+            }
             Err(error) => {
                 println!("cargo: {error}");
                 false
