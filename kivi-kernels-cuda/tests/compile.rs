@@ -1,10 +1,8 @@
 //! Every kernel compiles for every architecture that is supported; no GPU is needed, NVRTC is.
 
 use kivi_kernels_cuda::CudaError;
-use kivi_kernels_cuda::jit::{Toolkit, compile_only};
+use kivi_kernels_cuda::jit::{ARCHS, Toolkit, compile_only};
 use kivi_kernels_ref::conformance::skip;
-
-const ARCHS: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
 #[test]
 fn every_kernel_compiles_for_every_architecture() {

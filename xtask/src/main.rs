@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod device;
 mod golden;
 mod test_kernels;
 
@@ -18,7 +19,7 @@ enum Task {
     Ci,
     /// Remake the golden files of kivi-model with Hugging Face transformers
     Golden(golden::Args),
-    /// Compare a backend with the oracle, case by case
+    /// Compare a backend with the oracle, case by case, or compile its kernels
     TestKernels(test_kernels::Args),
 }
 

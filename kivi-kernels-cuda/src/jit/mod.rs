@@ -150,6 +150,9 @@ impl Jit {
     }
 }
 
+/// Architectures that every kernel compiles for.
+pub const ARCHS: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
+
 /// One source, compiled.
 #[derive(Clone, Debug)]
 pub struct Compiled {
