@@ -70,6 +70,23 @@ impl<T: Element> CudaBuffer<T> {
         copy.and(wait).map_err(CudaError::driver("copy to the device"))
     }
 
+    /// Writes `pattern` again and again, until the buffer is full.
+    pub(crate) fn repeat(&mut self, stream: &Arc<CudaStream>, pattern: &[T]) -> Result<(), CudaError> {
+        let first = pattern.len().min(self.len);
+        self.write(stream, 0, &pattern[..first])?;
+        let size = self.len * size_of::<T>();
+        let mut filled = first * size_of::<T>();
+        // Each copy doubles what is there: a multiple of the pattern, but for the last.
+        while filled > 0 && filled < size {
+            let n = filled.min(size - filled);
+            let (from, mut to) = self.bytes.split_at_mut(filled);
+            let copy = stream.memcpy_dtod(&from.slice(..n), &mut to.slice_mut(..n));
+            copy.map_err(CudaError::driver("copy on the device"))?;
+            filled += n;
+        }
+        Ok(())
+    }
+
     /// Copies the elements from `offset` on to `dst`, after everything that is queued.
     pub(crate) fn read(
         &self,

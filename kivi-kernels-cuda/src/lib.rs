@@ -23,6 +23,7 @@ mod device;
 mod error;
 pub mod jit;
 mod launch;
+mod measure;
 mod ops;
 mod probe;
 

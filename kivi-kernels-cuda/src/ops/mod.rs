@@ -1,6 +1,7 @@
 //! The ops: grids and arguments, one file a family, as the `.cu` files.
 
 mod attention;
+mod bandwidth;
 mod cache;
 mod elementwise;
 mod linear;
@@ -11,6 +12,7 @@ mod select;
 use kivi_kernels::{Element, Rows, RowsMut, Weight};
 
 pub(crate) use attention::attend;
+pub(crate) use bandwidth::sum_words;
 pub(crate) use cache::{append, clear_pages};
 pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
@@ -31,6 +33,7 @@ pub(crate) const SOURCES: &[&Source] = &[
     &select::SOURCE,
     &cache::SOURCE,
     &attention::SOURCE,
+    &bandwidth::SOURCE,
 ];
 
 /// Declares a `SOURCE` and the structs that its kernels take.
