@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The name of Python 3.
-fn python() -> Result<&'static str> {
+pub fn python() -> Result<&'static str> {
     let runs = |name: &&str| {
         let version =
             Command::new(name).args(["-c", "import sys; sys.exit(sys.version_info < (3, 10))"]).status();

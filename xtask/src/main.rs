@@ -1,6 +1,7 @@
 //! Development tasks of kivi: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod bench_kernels;
 mod ci;
 mod device;
 mod golden;
@@ -15,6 +16,8 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 enum Task {
+    /// Time the CUDA kernels
+    BenchKernels(bench_kernels::Args),
     /// Run everything that CI runs
     Ci,
     /// Remake the golden files of kivi-model with Hugging Face transformers
@@ -25,6 +28,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
+        Task::BenchKernels(args) => bench_kernels::run(&args),
         Task::Ci => ci::run(),
         Task::Golden(args) => golden::run(&args),
         Task::TestKernels(args) => test_kernels::run(&args),
