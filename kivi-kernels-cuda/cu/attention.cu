@@ -3,32 +3,12 @@
 // grid (rows, n_kv_heads): a block has one row and up to HEADS query heads of a KV head at a time, and goes over the
 // tokens in tiles with an online softmax. Everything is f32 until the output. This is the plain kernel, right for every
 // layout at run time; it reads codes one by one.
-#include "page.cuh"
+#include "row.cuh"
 
-struct AttendParams {
-    Cache cache;
-    Act* out;            // [rows, n_heads * head_dim]
-    const Act* q;        // [rows, n_heads * head_dim]
-    const float* alibi;  // [n_heads], or null
-    u64 out_stride;
-    u64 q_stride;
-    u32 n_heads;
-    u32 window;  // tokens that a token sees, itself included; 0: all
-    float scale;
-    u32 unused;
-};
 KIVI_CHECK_SIZE(AttendParams);
 
 constexpr u32 HEADS = 8;           // with MAX_HEAD_DIM, q and the sums take 32 KiB of shared memory: no opt-in for more
 constexpr u32 TILE = WARP;         // tokens of a tile: one a lane in the softmax
-
-// Where the row of a token lies, and in which form.
-struct Row {
-    enum { NEW, FULL, CODES } form;
-    const void* data;
-    const u32* params;
-    u32 shift;  // CODES of values: 16 for the odd token of a pair
-};
 
 // The query heads that a block works on at a time; f32.
 struct Work {
@@ -40,66 +20,12 @@ struct Work {
     float rescale[HEADS];            // what the tile makes of earlier sums
 };
 
-__device__ Row find_row(const Cache& c, const Side& side, bool key, u32 seq, u32 head, u32 token) {
-    if (token >= c.len[seq]) {
-        return {Row::NEW, new_row(c, side, seq, head, token), nullptr, 0};
-    }
-    if (is_quantized(side) && token < c.sinks) {
-        return {Row::FULL, sink_row(c, side, seq, head, token), nullptr, 0};
-    }
-    if (token >= side.packed[seq]) {
-        return {Row::FULL, ring_row(c, side, seq, head, token), nullptr, 0};
-    }
-    const u32* page = page_of(c, seq, head, token);
-    const u32* codes = page + side.codes_start;
-    const u32* params = page + side.params_start;
-    u32 t = token % c.page_tokens;
-    if (!is_quantized(side)) {
-        return {Row::FULL, codes + (u64)t * c.row_words, nullptr, 0};
-    }
-    if (key) {
-        return {Row::CODES, codes + (u64)t * side.token_words, params + t / c.group_size * c.head_dim, 0};
-    }
-    return {Row::CODES, codes + (u64)(t / 2) * 2 * side.token_words, params + t * c.value_groups, 16 * (t % 2)};
-}
-
-__device__ float dequantize(u32 word, u32 shift, u32 bits, u32 params) {
-    u32 code = word >> shift & ((1u << bits) - 1);
-    return (float)code * scale_of(params) + zero_of(params);
-}
-
-__device__ float full_element(const Cache& c, const Row& row, u32 channel) {
-    if (row.form == Row::NEW) {
-        return round_kv(c.kv_dtype, to_f32(((const Act*)row.data)[channel]));
-    }
-    return load_kv(c.kv_dtype, (const u32*)row.data, channel);
-}
-
-__device__ float key_element(const Cache& c, const Row& row, u32 channel) {
-    if (row.form != Row::CODES) {
-        return full_element(c, row, channel);
-    }
-    u32 per_word = 32 / c.k.bits, within = channel % per_word;
-    u32 word = ((const u32*)row.data)[channel / per_word];
-    return dequantize(word, 16 * (within % 2) + within / 2 * c.k.bits, c.k.bits, row.params[channel]);
-}
-
-__device__ float value_element(const Cache& c, const Row& row, u32 channel) {
-    if (row.form != Row::CODES) {
-        return full_element(c, row, channel);
-    }
-    u32 per_unit = 16 / c.v.bits, place = place_of(c.head_dim, channel);
-    u32 word = ((const u32*)row.data)[place / per_unit];
-    u32 shift = row.shift + place % per_unit * c.v.bits;
-    return dequantize(word, shift, c.v.bits, row.params[channel / c.group_size]);
-}
-
 // Logits of the tile [start, end): a warp a token, all heads of the block at once.
 __device__ void logits(const AttendParams& p, Work& w, u32 seq, u32 head, u32 n, u32 start, u32 end, u32 at) {
     const Cache& c = p.cache;
     u32 lane = threadIdx.x % WARP, query_head = blockIdx.y * (p.n_heads / c.n_kv_heads) + head;
     for (u32 token = start + threadIdx.x / WARP; token < end; token += WARPS) {
-        Row key = find_row(c, c.k, true, seq, blockIdx.y, token);
+        Row key = find_row(c, c.k, seq, blockIdx.y, token);
         float dot[HEADS] = {};
         for (u32 channel = lane; channel < c.head_dim; channel += WARP) {
             float k = key_element(c, key, channel);
@@ -147,7 +73,7 @@ __device__ void mix(const Cache& c, Work& w, u32 seq, u32 start, u32 end) {
             sum[h] = w.sum[h][channel] * w.rescale[h];
         }
         for (u32 token = start; token < end; ++token) {
-            float v = value_element(c, find_row(c, c.v, false, seq, blockIdx.y, token), channel);
+            float v = value_element(c, find_row(c, c.v, seq, blockIdx.y, token), channel);
 #pragma unroll
             for (u32 h = 0; h < HEADS; ++h) {
                 sum[h] += w.p[h][token - start] * v;

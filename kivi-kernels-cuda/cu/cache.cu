@@ -20,7 +20,7 @@ constexpr float F16_MAX = 65504.0f;
 
 __device__ float max_code(u32 bits) { return (float)((1u << bits) - 1); }
 
-// Scale and zero of a group, as a page stores them (GroupParams::from_range).
+// Scale and zero of a group, in the low and the high half (GroupParams::from_range).
 __device__ u32 params_of(float min, float max, u32 bits) {
     if (min > max) {
         return 0;  // no number in the group
@@ -33,11 +33,11 @@ __device__ u32 params_of(float min, float max, u32 bits) {
 
 // The code of x (GroupParams::quantize).
 __device__ u32 code_of(float x, u32 params, u32 bits) {
-    float scale = scale_of(params);
+    float scale = half_at(params, 0);
     if (scale == 0.0f) {
         return 0;
     }
-    float steps = __fdiv_rn(__fsub_rn(x, zero_of(params)), scale);
+    float steps = __fdiv_rn(__fsub_rn(x, half_at(params, 16)), scale);
     return (u32)rintf(fminf(fmaxf(steps, 0.0f), max_code(bits)));  // a NaN becomes 0 here
 }
 
@@ -55,7 +55,7 @@ __device__ void pack_keys(const Cache& c, u32 seq, u32 head, u32 token) {
     u32* page = page_of(c, seq, head, token);
     u32 first = token % c.page_tokens;
     u32 skip = token < c.sinks ? min(c.sinks - token, c.group_size) : 0;
-    u32* stored = page + c.k.params_start + first / c.group_size * c.head_dim;
+    u16* stored = (u16*)(page + c.k.params_start + first / c.group_size * c.head_dim);
     for (u32 channel = threadIdx.x; channel < c.head_dim; channel += BLOCK) {
         float smallest = INFINITY, largest = -INFINITY;
         for (u32 i = skip; i < c.group_size; ++i) {
@@ -63,7 +63,9 @@ __device__ void pack_keys(const Cache& c, u32 seq, u32 head, u32 token) {
             smallest = fminf(smallest, x);
             largest = fmaxf(largest, x);
         }
-        stored[channel] = params[channel] = params_of(smallest, largest, c.k.bits);
+        u32 both = params[channel] = params_of(smallest, largest, c.k.bits);
+        stored[channel / 2 * 4 + channel % 2] = (u16)both;
+        stored[channel / 2 * 4 + 2 + channel % 2] = (u16)(both >> 16);
     }
     __syncthreads();
     u32* codes = page + c.k.codes_start + (u64)first * c.k.token_words;
@@ -86,7 +88,7 @@ __device__ void pack_value(const Cache& c, u32 seq, u32 head, u32 token) {
     __shared__ u32 params[MAX_GROUPS];
     u32* page = page_of(c, seq, head, token);
     u32 at_page = token % c.page_tokens, lane = threadIdx.x % WARP;
-    u32* stored = page + c.v.params_start + at_page * c.value_groups;
+    u16* stored = (u16*)(page + c.v.params_start + at_page / 2 * 2 * c.value_groups);
     for (u32 group = threadIdx.x / WARP; group < c.value_groups; group += WARPS) {
         u32 end = min((group + 1) * c.group_size, c.head_dim);
         float smallest = INFINITY, largest = -INFINITY;
@@ -98,7 +100,9 @@ __device__ void pack_value(const Cache& c, u32 seq, u32 head, u32 token) {
         smallest = warp_min(smallest);
         largest = warp_max(largest);
         if (lane == 0) {
-            stored[group] = params[group] = params_of(smallest, largest, c.v.bits);
+            u32 both = params[group] = params_of(smallest, largest, c.v.bits);
+            stored[2 * group + at_page % 2] = (u16)both;
+            stored[2 * (c.value_groups + group) + at_page % 2] = (u16)(both >> 16);
         }
     }
     __syncthreads();

@@ -1,9 +1,9 @@
 // page.cuh: the cache of a layer and the sequences of a step, as append and attend read them. docs/format.md draws a page:
 //   record  | key codes | key scales, zeros | value codes | value scales, zeros |
 //     keys    code of channel c of token t: word t * words + c / (32 / b), bits 16 (c' % 2) + b (c' / 2), c' = c % (32 / b)
-//             scale and zero: word (t / g) * head_dim + c
+//             scale: word (t / g) * head_dim + c / 2 * 2, half c % 2; zero: one word on
 //     values  code at place p of token t: word (t / 2) * 2 words + p / (16 / b), bits 16 (t % 2) + b (p % (16 / b))
-//             scale and zero: word t * groups + c / g
+//             scale: word (t / 2) * 2 groups + c / g, half t % 2; zero: groups words on
 //   ring    [slot][kv_head][residual][row]   token t in row t % residual        sinks [slot][kv_head][sinks][row]
 #pragma once
 #include "kivi.cuh"
@@ -129,5 +129,5 @@ __device__ inline u32 channel_at(u32 head_dim, u32 place) {
     return 64 * blocks + 16 * (rest % of_lane / 2) + 2 * (rest / of_lane) + rest % 2;
 }
 
-__device__ inline float scale_of(u32 params) { return to_f32(__ushort_as_half((u16)params)); }
-__device__ inline float zero_of(u32 params) { return to_f32(__ushort_as_half((u16)(params >> 16))); }
+// Scale or zero in the half of a word that starts with bit shift.
+__device__ inline float half_at(u32 word, u32 shift) { return to_f32(__ushort_as_half((u16)(word >> shift))); }

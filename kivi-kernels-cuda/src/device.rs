@@ -8,16 +8,20 @@ use cudarc::driver::{CudaContext, CudaStream};
 use kivi_kernels::{Backend, Element, Spec, ops as op};
 
 use crate::buffer::CudaBuffer;
-use crate::jit::Jit;
+use crate::jit::{Jit, Limits};
+use crate::ops::DecodeScratch;
 use crate::{Act, CudaError, ops, probe};
 
 /// One stream of one CUDA device, with activations of type `A`.
 ///
-/// With `KIVI_SYNC=1` in the environment every op waits until it is done, so that a fault carries the name of its kernel.
+/// With `KIVI_SYNC=1` in the environment every op waits until it is done, so that a fault carries the name of its kernel. With
+/// `KIVI_NO_BULK=1` kernels are compiled as for a device before Hopper, without its copy engine.
 pub struct Cuda<A> {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) stream: Arc<CudaStream>,
     pub(crate) jit: Jit,
+    /// What the blocks of a decode step leave for each other.
+    pub(crate) decode: DecodeScratch,
     /// Whether each launch waits.
     pub(crate) sync: bool,
     name: String,
@@ -38,9 +42,13 @@ impl<A: Act> Cuda<A> {
         let stream = context.new_stream().map_err(CudaError::driver("making a stream"))?;
         let name = context.name().map_err(CudaError::driver("the device's name"))?;
         let arch = arch(&context).map_err(CudaError::driver("the device's architecture"))?;
-        let jit = Jit::new(&arch, &[A::DEFINE])?;
-        let sync = std::env::var_os("KIVI_SYNC").is_some_and(|value| value == "1");
-        Ok(Self { context, stream, jit, sync, name, act: PhantomData })
+        let properties = properties(&context).map_err(CudaError::driver("the device's limits"))?;
+        let no_bulk = is_set("KIVI_NO_BULK").then_some("-DKIVI_NO_BULK=1");
+        let defines: Vec<&str> = [A::DEFINE].into_iter().chain(no_bulk).collect();
+        let jit = Jit::new(&arch, properties.limits, &defines)?;
+        let decode = DecodeScratch::new(&stream, properties.multiprocessors)?;
+        let sync = is_set("KIVI_SYNC");
+        Ok(Self { context, stream, jit, decode, sync, name, act: PhantomData })
     }
 }
 
@@ -50,6 +58,26 @@ fn arch(context: &CudaContext) -> Result<String, cudarc::driver::DriverError> {
     let minor = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     let feature = if (major, minor) == (9, 0) { "a" } else { "" };
     Ok(format!("sm_{major}{minor}{feature}"))
+}
+
+/// Whether a variable of the environment is 1.
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| value == "1")
+}
+
+/// What launches depend on.
+struct Properties {
+    limits: Limits,
+    multiprocessors: usize,
+}
+
+fn properties(context: &CudaContext) -> Result<Properties, cudarc::driver::DriverError> {
+    let get = |attribute| Ok(context.attribute(attribute)? as usize);
+    let limits = Limits {
+        per_multiprocessor: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        per_block: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+    };
+    Ok(Properties { limits, multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? })
 }
 
 /// Ops that are functions of [`ops`].

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
 
 use crate::device::Cuda;
-use crate::jit::Source;
+use crate::jit::{Source, Variant};
 use crate::{Act, CudaError};
 
 /// Threads of a block of every kernel, eight warps; the sources are told when they are compiled.
@@ -36,19 +36,37 @@ impl<A: Act> Cuda<A> {
         grid: [usize; 3],
         params: P,
     ) -> Result<(), CudaError> {
+        // SAFETY: as the caller says.
+        unsafe { self.launch_variant(source, Variant { kernel, shape: None }, grid, params) }
+    }
+
+    /// The same for a kernel of a shape.
+    ///
+    /// # Safety
+    /// As for [`Self::launch`].
+    pub(crate) unsafe fn launch_variant<P: Pod>(
+        &self,
+        source: &'static Source,
+        variant: Variant,
+        grid: [usize; 3],
+        params: P,
+    ) -> Result<(), CudaError> {
         if grid.contains(&0) {
             return Ok(());
         }
-        let [x, y, z] = grid;
+        let (kernel, [x, y, z]) = (variant.kernel, grid);
         if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
             return Err(CudaError::Grid { kernel, grid });
         }
-        let function = self.jit.function(&self.context, source, kernel)?;
+        let function = self.jit.function(&self.context, source, variant)?;
         let params = Params(params);
         let config = LaunchConfig {
             grid_dim: (x as u32, y as u32, z as u32),
             block_dim: (BLOCK as u32, 1, 1),
-            shared_mem_bytes: 0,
+            shared_mem_bytes: variant
+                .shape
+                .and_then(|shape| self.jit.plan(shape))
+                .map_or(0, |plan| plan.shared as u32),
         };
         let mut launch = self.stream.launch_builder(&function);
         // SAFETY: the caller vouches for `params`; the kernel takes one struct, and blocks of `BLOCK` threads.

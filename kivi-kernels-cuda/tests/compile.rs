@@ -1,20 +1,16 @@
-//! Every kernel compiles for every architecture that is supported; no GPU is needed, NVRTC is.
+//! Every kernel compiles; no GPU is needed, NVRTC is. `cargo xtask test-kernels --compile-only` does it for every architecture.
 
 use kivi_kernels_cuda::CudaError;
-use kivi_kernels_cuda::jit::{ARCHS, Toolkit, compile_only};
+use kivi_kernels_cuda::jit::{Toolkit, compile_only};
 use kivi_kernels_ref::conformance::skip;
 
 #[test]
-fn every_kernel_compiles_for_every_architecture() {
+fn every_kernel_compiles() {
     if let Err(error @ CudaError::NoToolkit { .. }) = Toolkit::find() {
         return skip(&format!("compiling kernels: {error}"));
     }
-    for arch in ARCHS {
-        let compiled = compile_only(arch).unwrap_or_else(|error| panic!("{error}"));
-        let bytes: usize = compiled.iter().map(|source| source.bytes).sum();
-        println!("{arch}: {} sources, {bytes} bytes", compiled.len());
-        assert!(compiled.iter().all(|source| source.bytes > 0));
-    }
+    let compiled = compile_only("sm_90a").unwrap_or_else(|error| panic!("{error}"));
+    assert!(compiled.iter().all(|source| source.bytes > 0));
 }
 
 #[test]

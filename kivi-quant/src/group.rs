@@ -83,16 +83,6 @@ impl GroupParams {
     pub fn dequantize(self, code: u32) -> f32 {
         code as f32 * self.scale.to_f32() + self.zero.to_f32()
     }
-
-    /// Scale in the low half of a word, zero in the high half: how pages store it.
-    pub fn to_word(self) -> u32 {
-        u32::from(self.scale.to_bits()) | u32::from(self.zero.to_bits()) << 16
-    }
-
-    /// The reverse of [`Self::to_word`].
-    pub fn from_word(word: u32) -> Self {
-        Self { scale: f16::from_bits(word as u16), zero: f16::from_bits((word >> 16) as u16) }
-    }
 }
 
 /// `x` to the nearest integer, ties to even, for `0 <= x < 2^22` (`f32::round_ties_even` needs `std`).

@@ -11,7 +11,7 @@ pub enum Side {
     Value,
 }
 
-/// Position of one code: bits `shift .. shift + bits` of word `word` of a page.
+/// Position of a code, or of a scale or a zero (of 16 bits): bits `shift .. shift + bits` of word `word` of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CodeAt {
     /// Word of the page.
@@ -27,7 +27,8 @@ pub struct CodeAt {
 ///
 /// The order of codes is made for `mma.m16n8k16` with the cache as the 16-row operand: masking a word with
 /// `(2^bits - 1) * 0x0001_0001 << (bits * j)` yields two codes that the contraction adds up together, two
-/// channels of one token for keys, one channel of two tokens for values.
+/// channels of one token for keys, one channel of two tokens for values. A word of scales, or of zeros, holds those
+/// of the same two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageLayout {
     config: KiviConfig,
@@ -156,16 +157,23 @@ impl PageLayout {
         64 * blocks + lane * (self.head_dim % 64 / 8) + 2 * tile + half
     }
 
-    /// Word of the scale and zero (low and high half) of `channel` of the page's token `token`.
-    ///
-    /// Keys: `[token / group_size][channel]`. Values: `[token][channel / group_size]`.
-    pub fn params(&self, side: Side, token: usize, channel: usize) -> usize {
+    /// Where the scale (f16) of `channel` of the page's token `token` is.
+    pub fn scale(&self, side: Side, token: usize, channel: usize) -> CodeAt {
         let group_size = self.config.group_size();
-        self.params_start(side)
-            + match side {
-                Side::Key => token / group_size * self.head_dim + channel,
-                Side::Value => token * self.value_groups() + channel / group_size,
-            }
+        let (word, half) = match side {
+            // [token / group_size][channel / 2][scales, zeros]: two channels to a word.
+            Side::Key => (token / group_size * self.head_dim + channel / 2 * 2, channel % 2),
+            // [token / 2][scales, zeros][group]: two tokens to a word.
+            Side::Value => (token / 2 * 2 * self.value_groups() + channel / group_size, token % 2),
+        };
+        CodeAt { word: self.params_start(side) + word, shift: 16 * half as u32 }
+    }
+
+    /// Where the zero (f16) of `channel` of the page's token `token` is.
+    pub fn zero(&self, side: Side, token: usize, channel: usize) -> CodeAt {
+        let CodeAt { word, shift } = self.scale(side, token, channel);
+        let scales = if side == Side::Key { 1 } else { self.value_groups() };
+        CodeAt { word: word + scales, shift }
     }
 
     /// First word of a row of a 16-bit page.

@@ -36,8 +36,38 @@ pub fn load_row(dtype: KvDtype, words: &[u32], row: &mut [f32]) {
     }
 }
 
-fn set_code(page: &mut [u32], at: CodeAt, max_code: u32, code: u32) {
-    page[at.word] = page[at.word] & !(max_code << at.shift) | code << at.shift;
+/// Bits of a scale or a zero.
+const HALF: u32 = 0xffff;
+
+fn set(page: &mut [u32], at: CodeAt, mask: u32, bits: u32) {
+    page[at.word] = page[at.word] & !(mask << at.shift) | bits << at.shift;
+}
+
+fn get(page: &[u32], at: CodeAt, mask: u32) -> u32 {
+    page[at.word] >> at.shift & mask
+}
+
+fn set_params(
+    layout: &PageLayout,
+    side: Side,
+    page: &mut [u32],
+    (token, channel): (usize, usize),
+    params: GroupParams,
+) {
+    set(page, layout.scale(side, token, channel), HALF, params.scale.to_bits().into());
+    set(page, layout.zero(side, token, channel), HALF, params.zero.to_bits().into());
+}
+
+/// Scale and zero of `channel` of token `token` of a quantized `side` of `page`.
+///
+/// # Panics
+/// If `page` is too short.
+pub fn params(layout: &PageLayout, side: Side, page: &[u32], token: usize, channel: usize) -> GroupParams {
+    let half = |at| f16::from_bits(get(page, at, HALF) as u16);
+    GroupParams {
+        scale: half(layout.scale(side, token, channel)),
+        zero: half(layout.zero(side, token, channel)),
+    }
 }
 
 /// Quantizes and packs `group_size` keys, rows `[group_size, head_dim]` in `rows`, as the tokens
@@ -53,10 +83,10 @@ pub fn pack_keys<T: KvElement>(layout: &PageLayout, page: &mut [u32], token: usi
     for channel in 0..head_dim {
         let column = || rows[..group_size * head_dim].iter().skip(channel).step_by(head_dim).copied();
         let params = group::params(column().skip(skip), bits);
-        page[layout.params(Side::Key, token, channel)] = params.to_word();
+        set_params(layout, Side::Key, page, (token, channel), params);
         for (i, x) in column().enumerate() {
             let code = if i < skip { 0 } else { params.quantize(x, bits) };
-            set_code(page, layout.code(Side::Key, token + i, channel), bits.max_code(), code);
+            set(page, layout.code(Side::Key, token + i, channel), bits.max_code(), code);
         }
     }
 }
@@ -71,10 +101,10 @@ pub fn pack_value<T: KvElement>(layout: &PageLayout, page: &mut [u32], token: us
     let group_size = layout.config().group_size();
     for (g, values) in row[..layout.head_dim()].chunks(group_size).enumerate() {
         let params = group::params(values.iter().copied(), bits);
-        page[layout.params(Side::Value, token, g * group_size)] = params.to_word();
+        set_params(layout, Side::Value, page, (token, g * group_size), params);
         for (i, &x) in values.iter().enumerate() {
             let at = layout.code(Side::Value, token, g * group_size + i);
-            set_code(page, at, bits.max_code(), params.quantize(x, bits));
+            set(page, at, bits.max_code(), params.quantize(x, bits));
         }
     }
 }
@@ -100,8 +130,7 @@ pub fn read_row(layout: &PageLayout, side: Side, page: &[u32], token: usize, row
         return load_row(layout.kv_dtype(), &page[layout.row_start(side, token)..], row);
     }
     for (channel, x) in row.iter_mut().enumerate() {
-        let at = layout.code(side, token, channel);
-        let params = GroupParams::from_word(page[layout.params(side, token, channel)]);
-        *x = params.dequantize(page[at.word] >> at.shift & bits.max_code());
+        let code = get(page, layout.code(side, token, channel), bits.max_code());
+        *x = params(layout, side, page, token, channel).dequantize(code);
     }
 }

@@ -40,20 +40,24 @@ proptest! {
                 }
                 continue;
             }
-            let mut params = vec![false; layout.page_words()];
+            let mut params = vec![0_u32; layout.page_words()];
             for token in 0..tokens {
                 for channel in 0..layout.head_dim() {
                     let CodeAt { word, shift } = layout.code(side, token, channel);
                     take(&mut owned, word, bits.max_code() << shift)?;
-                    params[layout.params(side, token, channel)] = true;
+                    for CodeAt { word, shift } in
+                        [layout.scale(side, token, channel), layout.zero(side, token, channel)]
+                    {
+                        params[word] |= 0xffff << shift;
+                    }
                 }
             }
-            (0..params.len()).filter(|&word| params[word]).try_for_each(|word| take(&mut owned, word, u32::MAX))?;
+            (0..params.len()).try_for_each(|word| take(&mut owned, word, params[word]))?;
         }
         prop_assert!(owned.iter().all(|&bits| bits == u32::MAX));
     }
 
-    /// Elements share a parameter word exactly when they are in one group.
+    /// Elements share a scale, and a zero, exactly when they are in one group; no scale is another's zero.
     #[test]
     fn parameters_follow_the_groups(layout in any_layout(), picks in prop::collection::vec(any::<[u16; 2]>(), 40)) {
         let group = layout.config().group_size();
@@ -64,8 +68,11 @@ proptest! {
             let group_of = |(t, c): (usize, usize)| if side == Side::Key { (t / group, c) } else { (t, c / group) };
             for pair in picks.windows(2) {
                 let (a, b) = (element(pair[0]), element(pair[1]));
-                let same = layout.params(side, a.0, a.1) == layout.params(side, b.0, b.1);
+                let same = layout.scale(side, a.0, a.1) == layout.scale(side, b.0, b.1);
                 prop_assert_eq!(same, group_of(a) == group_of(b));
+                let same = layout.zero(side, a.0, a.1) == layout.zero(side, b.0, b.1);
+                prop_assert_eq!(same, group_of(a) == group_of(b));
+                prop_assert_ne!(layout.scale(side, a.0, a.1), layout.zero(side, b.0, b.1));
             }
         }
     }

@@ -141,16 +141,18 @@ fn counted(layout: &PageLayout, side: Side, packed: usize) -> usize {
     let page_tokens = layout.config().page_tokens();
     let (mut bits, mut params) = (0, 0);
     for start in (0..packed).step_by(page_tokens) {
-        let mut seen = vec![false; layout.page_words()];
+        let mut seen = vec![[false; 2]; layout.page_words()];
         for token in 0..(packed - start).min(page_tokens) {
             for channel in 0..layout.head_dim() {
                 bits += layout.bits(side).get() as usize;
-                seen[layout.params(side, token, channel)] = true;
+                for at in [layout.scale(side, token, channel), layout.zero(side, token, channel)] {
+                    seen[at.word][at.shift as usize / 16] = true;
+                }
             }
         }
-        params += seen.iter().filter(|&&seen| seen).count();
+        params += seen.as_flattened().iter().filter(|&&seen| seen).count();
     }
-    bits / 8 + 4 * params
+    bits / 8 + 2 * params
 }
 
 #[test]

@@ -6,12 +6,14 @@
 
 mod disk;
 mod nvrtc;
+mod shape;
 mod toolkit;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
@@ -19,6 +21,7 @@ use half::{bf16, f16};
 use crate::launch::BLOCK;
 use crate::{Act, CudaError, ops};
 use nvrtc::{Input, Nvrtc};
+pub(crate) use shape::{Limits, Plan, Shape};
 pub use toolkit::Toolkit;
 
 /// A `.cu` file.
@@ -29,39 +32,58 @@ pub(crate) struct Source {
     pub text: &'static str,
     /// The structs that its kernels take, and their sizes here.
     pub sizes: &'static [(&'static str, usize)],
+    /// Whether it is compiled for one [`Shape`] at a time.
+    pub shaped: bool,
+}
+
+/// A kernel, or one for each [`Shape`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    /// Its name, which no other source has.
+    pub kernel: &'static str,
+    /// What it is compiled for.
+    pub shape: Option<Shape>,
 }
 
 /// What sources include.
-const HEADERS: &[(&str, &str)] =
-    &[("kivi.cuh", include_str!("../../cu/kivi.cuh")), ("page.cuh", include_str!("../../cu/page.cuh"))];
+const HEADERS: &[(&str, &str)] = &[
+    ("codes.cuh", include_str!("../../cu/codes.cuh")),
+    ("kivi.cuh", include_str!("../../cu/kivi.cuh")),
+    ("page.cuh", include_str!("../../cu/page.cuh")),
+    ("ptx.cuh", include_str!("../../cu/ptx.cuh")),
+    ("row.cuh", include_str!("../../cu/row.cuh")),
+];
 
 /// A compiler for one architecture and type of activations.
 struct Compiler {
     nvrtc: Arc<Nvrtc>,
     arch: String,
     options: Vec<String>,
+    limits: Limits,
 }
 
 impl Compiler {
-    fn new(arch: &str, defines: &[&str]) -> Result<Self, CudaError> {
+    fn new(arch: &str, limits: Limits, defines: &[&str]) -> Result<Self, CudaError> {
         let nvrtc = Nvrtc::loaded()?;
         let include = nvrtc.toolkit().include.iter().map(|dir| format!("-I{}", dir.display()));
         let fixed =
             [format!("--gpu-architecture={arch}"), "--std=c++17".into(), format!("-DKIVI_BLOCK={BLOCK}")];
         let defines = defines.iter().map(|&define| define.to_owned());
         let options = fixed.into_iter().chain(include).chain(defines).collect();
-        Ok(Self { nvrtc, arch: arch.to_owned(), options })
+        Ok(Self { nvrtc, arch: arch.to_owned(), options, limits })
     }
 
-    /// The options for `source`: the common ones, and the sizes of its structs.
-    fn options(&self, source: &Source) -> Vec<String> {
+    /// The options for `source`: the common ones, the sizes of its structs, the shape.
+    fn options(&self, source: &Source, shape: Option<Shape>) -> Vec<String> {
         let sizes = source.sizes.iter().map(|(name, size)| format!("-DSIZEOF_{name}={size}"));
-        self.options.iter().cloned().chain(sizes).collect()
+        let plan = shape.and_then(|shape| Some((shape, shape.plan(self.limits)?)));
+        let shape = plan.map_or(Vec::new(), |(shape, plan)| shape.defines(plan));
+        self.options.iter().cloned().chain(sizes).chain(shape).collect()
     }
 
-    fn compile(&self, source: &Source) -> Result<Vec<u8>, CudaError> {
+    fn compile(&self, source: &Source, shape: Option<Shape>) -> Result<Vec<u8>, CudaError> {
         let input = Input { file: source.file, text: source.text, headers: HEADERS };
-        self.nvrtc.compile(&input, &self.options(source)).map_err(|log| CudaError::Compile {
+        self.nvrtc.compile(&input, &self.options(source, shape)).map_err(|log| CudaError::Compile {
             file: source.file,
             arch: self.arch.clone(),
             log,
@@ -69,14 +91,14 @@ impl Compiler {
     }
 
     /// The name under which compiled `source` is kept.
-    fn entry(&self, source: &Source) -> String {
+    fn entry(&self, source: &Source, shape: Option<Shape>) -> String {
         let mut hash = disk::Hash::default();
         for (name, text) in HEADERS {
             hash.add(name).add(text);
         }
         hash.add(source.file).add(source.text).add(self.nvrtc.version()).add(self.nvrtc.headers_hash());
         // Where CUDA's headers lie does not matter, what is in them does.
-        for option in self.options(source).iter().filter(|option| !option.starts_with("-I")) {
+        for option in self.options(source, shape).iter().filter(|option| !option.starts_with("-I")) {
             hash.add(option);
         }
         let stem = source.file.trim_end_matches(".cu");
@@ -84,11 +106,14 @@ impl Compiler {
     }
 }
 
+/// File and shape.
+type ModuleKey = (&'static str, Option<Shape>);
+
 /// The kernels of a device, compiled as they are asked for.
 pub(crate) struct Jit {
     compiler: Compiler,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-    functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    modules: Mutex<HashMap<ModuleKey, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<Variant, CudaFunction>>,
 }
 
 /// Locks; what a thread that panicked left behind is whole, as every insertion is one call.
@@ -98,24 +123,35 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Jit {
     /// Finds and loads NVRTC; compiles nothing yet.
-    pub fn new(arch: &str, defines: &[&str]) -> Result<Self, CudaError> {
-        let compiler = Compiler::new(arch, defines)?;
+    pub fn new(arch: &str, limits: Limits, defines: &[&str]) -> Result<Self, CudaError> {
+        let compiler = Compiler::new(arch, limits, defines)?;
         Ok(Self { compiler, modules: Mutex::default(), functions: Mutex::default() })
     }
 
-    /// `kernel` of `source`. Names of kernels are unique across sources.
+    /// How a kernel of this shape is launched; none if the device is too small for it.
+    pub fn plan(&self, shape: Shape) -> Option<Plan> {
+        shape.plan(self.compiler.limits)
+    }
+
+    /// The kernel `variant` of `source`.
     pub fn function(
         &self,
         context: &Arc<CudaContext>,
         source: &'static Source,
-        kernel: &'static str,
+        variant: Variant,
     ) -> Result<CudaFunction, CudaError> {
-        if let Some(function) = lock(&self.functions).get(kernel) {
+        if let Some(function) = lock(&self.functions).get(&variant) {
             return Ok(function.clone());
         }
-        let module = self.module(context, source)?;
-        let function = module.load_function(kernel).map_err(CudaError::driver(kernel))?;
-        lock(&self.functions).insert(kernel, function.clone());
+        let module = self.module(context, source, variant.shape)?;
+        let failed = CudaError::driver(variant.kernel);
+        let function = module.load_function(variant.kernel).map_err(failed)?;
+        if let Some(plan) = variant.shape.and_then(|shape| self.plan(shape)) {
+            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let set = function.set_attribute(most, plan.shared as i32);
+            set.map_err(CudaError::driver(variant.kernel))?;
+        }
+        lock(&self.functions).insert(variant, function.clone());
         Ok(function)
     }
 
@@ -123,19 +159,25 @@ impl Jit {
         &self,
         context: &Arc<CudaContext>,
         source: &'static Source,
+        shape: Option<Shape>,
     ) -> Result<Arc<CudaModule>, CudaError> {
         let mut modules = lock(&self.modules);
-        if let Some(module) = modules.get(source.file) {
+        if let Some(module) = modules.get(&(source.file, shape)) {
             return Ok(Arc::clone(module));
         }
-        let module = self.load(context, source)?;
-        modules.insert(source.file, Arc::clone(&module));
+        let module = self.load(context, source, shape)?;
+        modules.insert((source.file, shape), Arc::clone(&module));
         Ok(module)
     }
 
     /// From the disk if it is there and the driver takes it, else compiled.
-    fn load(&self, context: &Arc<CudaContext>, source: &Source) -> Result<Arc<CudaModule>, CudaError> {
-        let entry = self.compiler.entry(source);
+    fn load(
+        &self,
+        context: &Arc<CudaContext>,
+        source: &Source,
+        shape: Option<Shape>,
+    ) -> Result<Arc<CudaModule>, CudaError> {
+        let entry = self.compiler.entry(source, shape);
         if let Some(cubin) = disk::read(&entry)
             && let Ok(module) = context.load_module(Ptx::from_binary(cubin))
         {
@@ -143,7 +185,7 @@ impl Jit {
         }
         let start = Instant::now();
         tracing::info!("compiling CUDA kernels: {} for {}", source.file, self.compiler.arch);
-        let cubin = self.compiler.compile(source)?;
+        let cubin = self.compiler.compile(source, shape)?;
         tracing::debug!("{} took {:.1} s", source.file, start.elapsed().as_secs_f64());
         disk::write(&entry, &cubin);
         context.load_module(Ptx::from_binary(cubin)).map_err(CudaError::driver("loading compiled kernels"))
@@ -160,6 +202,8 @@ pub struct Compiled {
     pub file: &'static str,
     /// Type of activations.
     pub act: &'static str,
+    /// For how many layouts of the cache it was compiled.
+    pub variants: usize,
     /// Bytes of machine code and tables.
     pub bytes: usize,
 }
@@ -170,16 +214,25 @@ pub struct Compiled {
 /// # Errors
 /// [`CudaError::NoToolkit`], or [`CudaError::Compile`] for the first source that does not compile.
 pub fn compile_only(arch: &str) -> Result<Vec<Compiled>, CudaError> {
-    let mut compiled = compile_for::<f16>(arch)?;
-    compiled.extend(compile_for::<bf16>(arch)?);
+    let (f16, bf16) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| compile_for::<bf16>(arch));
+        (compile_for::<f16>(arch), other.join())
+    });
+    let mut compiled = f16?;
+    compiled.extend(bf16.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
     Ok(compiled)
 }
 
 fn compile_for<A: Act>(arch: &str) -> Result<Vec<Compiled>, CudaError> {
-    let compiler = Compiler::new(arch, &[A::DEFINE])?;
+    let limits = Limits::of(arch);
+    let compiler = Compiler::new(arch, limits, &[A::DEFINE])?;
+    let shapes: Vec<Option<Shape>> =
+        Shape::covering().into_iter().filter(|shape| shape.plan(limits).is_some()).map(Some).collect();
+    let variants = |source: &&'static Source| if source.shaped { shapes.clone() } else { vec![None] };
     let compile = |source: &&'static Source| {
-        let bytes = compiler.compile(source)?.len();
-        Ok(Compiled { file: source.file, act: A::DTYPE.name(), bytes })
+        let sizes = variants(source).into_iter().map(|shape| Ok(compiler.compile(source, shape)?.len()));
+        let bytes = sizes.sum::<Result<usize, CudaError>>()?;
+        Ok(Compiled { file: source.file, act: A::DTYPE.name(), variants: variants(source).len(), bytes })
     };
     ops::SOURCES.iter().map(compile).collect()
 }

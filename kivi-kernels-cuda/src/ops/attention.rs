@@ -1,10 +1,10 @@
-//! Attention over the cache: one block a row and KV head.
+//! Attention over the cache: by the fast kernel if it takes the layout, else by the plain one.
 
 use bytemuck::{Pod, Zeroable};
 use kivi_kernels::ops::AttendParts;
 
 use super::cache::Cache;
-use super::{at, at_mut, at_or_null, source};
+use super::{at, at_mut, at_or_null, decode, source};
 use crate::device::Cuda;
 use crate::{Act, CudaError};
 
@@ -12,7 +12,7 @@ source!("attention.cu": AttendParams);
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct AttendParams {
+pub(super) struct AttendParams {
     cache: Cache,
     out: u64,
     q: u64,
@@ -22,7 +22,7 @@ struct AttendParams {
     n_heads: u32,
     window: u32,
     scale: f32,
-    unused: u32,
+    rows: u32,
 }
 
 pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
@@ -38,8 +38,11 @@ pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Re
         // A window that no sequence can fill is none.
         window: window.and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
         scale,
-        unused: 0,
+        rows: q.rows() as u32,
     };
+    if let Some(shape) = decode::shape(cuda, cache, (&k_new, &v_new), alibi.is_some()) {
+        return decode::decode(cuda, shape, params, n_heads / cache.n_kv_heads());
+    }
     // SAFETY: `Attend::new` checked views, slopes, pages and slots, and `Batch::plan` the counts against pages and rings; a
     // block a row and KV head.
     unsafe { cuda.launch(&SOURCE, "attend", [q.rows(), cache.n_kv_heads(), 1], params) }

@@ -3,6 +3,7 @@
 mod attention;
 mod bandwidth;
 mod cache;
+mod decode;
 mod elementwise;
 mod linear;
 mod norm;
@@ -14,6 +15,7 @@ use kivi_kernels::{Element, Rows, RowsMut, Weight};
 pub(crate) use attention::attend;
 pub(crate) use bandwidth::sum_words;
 pub(crate) use cache::{append, clear_pages};
+pub(crate) use decode::DecodeScratch;
 pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
 pub(crate) use norm::{layer_norm, rms_norm};
@@ -34,15 +36,19 @@ pub(crate) const SOURCES: &[&Source] = &[
     &cache::SOURCE,
     &attention::SOURCE,
     &bandwidth::SOURCE,
+    &decode::SOURCE,
 ];
 
 /// Declares a `SOURCE` and the structs that its kernels take.
 macro_rules! source {
-    ($file:literal: $($params:ident),*) => {
+    ($file:literal: $($params:ident),*) => { source! { @ false $file: $($params),* } };
+    (shaped $file:literal: $($params:ident),*) => { source! { @ true $file: $($params),* } };
+    (@ $shaped:literal $file:literal: $($params:ident),*) => {
         pub(super) static SOURCE: crate::jit::Source = crate::jit::Source {
             file: $file,
             text: include_str!(concat!("../../cu/", $file)),
             sizes: &[$((stringify!($params), size_of::<$params>())),*],
+            shaped: $shaped,
         };
     };
 }

@@ -5,7 +5,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use kivi_quant::{GroupParams, PageLayout, Side};
+use kivi_quant::{PageLayout, Side};
 
 use pulp::Simd;
 
@@ -67,7 +67,7 @@ impl<'a> Unpacker<'a> {
         let mut token = at;
         while token < at + n {
             let end = ((token / group_size + 1) * group_size).min(at + n);
-            self.read_params(&page[self.layout.params(Side::Key, token, 0)..][..head_dim]);
+            self.read_key_params(page, token);
             for (block, q) in q.chunks(QUERIES * head_dim).enumerate() {
                 let out = &mut logits[block * QUERIES * stride + token - at..];
                 match q.len() / head_dim {
@@ -158,7 +158,7 @@ impl<'a> Unpacker<'a> {
             transpose(block, n_words, &mut lanes);
             self.words.extend(lanes);
         }
-        self.read_value_params(page, (at, n), n_blocks);
+        self.read_value_params(page, pairs, n_blocks);
         for (block, mixed) in mixed.chunks_mut(QUERIES * head_dim).enumerate() {
             let p = &p[block * QUERIES * stride..];
             let queries = mixed.len() / head_dim;
@@ -200,30 +200,35 @@ impl<'a> Unpacker<'a> {
         zeros
     }
 
-    /// Scales and zeros of the tokens `at .. at + n`, `[group][token % 2][pair]`, 0 where there is no token.
+    /// Scales and zeros of pairs of tokens, `[group][token % 2][pair]`, 0 where there is no pair.
     #[inline(always)]
-    fn read_value_params(&mut self, page: &[u32], (at, n): (usize, usize), n_blocks: usize) {
+    fn read_value_params(&mut self, page: &[u32], pairs: core::ops::Range<usize>, n_blocks: usize) {
         let n_groups = self.layout.value_groups();
-        halves(&page[self.layout.params(Side::Value, at, 0)..][..n * n_groups], &mut self.params);
-        let size = 2 * n_blocks * LANES;
-        for (out, offset) in [(&mut self.scales, 0), (&mut self.zeros, 1)] {
+        let start = self.layout.scale(Side::Value, 2 * pairs.start, 0).word;
+        halves(&page[start..][..pairs.len() * 2 * n_groups], &mut self.params);
+        let half = n_blocks * LANES;
+        for (out, offset) in [(&mut self.scales, 0), (&mut self.zeros, 2 * n_groups)] {
             out.clear();
-            out.resize(n_groups * size, 0.0);
-            for (g, out) in out.chunks_exact_mut(size).enumerate() {
-                by_parity(self.params[2 * g + offset..].iter().step_by(2 * n_groups), at, out);
+            out.resize(2 * n_groups * half, 0.0);
+            // Groups and halves are in the order of a pair's words.
+            for (i, out) in out.chunks_exact_mut(half).enumerate() {
+                let params = self.params[offset + i..].iter().step_by(4 * n_groups);
+                out.iter_mut().zip(params).for_each(|(out, x)| *out = *x);
             }
         }
     }
 
-    /// Scales and zeros, one word each.
+    /// Scales and zeros of the group of keys that `token` is in, one of each a channel.
     #[inline(always)]
-    fn read_params(&mut self, words: &[u32]) {
-        halves(words, &mut self.params);
+    fn read_key_params(&mut self, page: &[u32], token: usize) {
+        let head_dim = self.layout.head_dim();
+        halves(&page[self.layout.scale(Side::Key, token, 0).word..][..head_dim], &mut self.params);
         self.scales.clear();
         self.zeros.clear();
-        let params = self.params.as_chunks::<2>().0;
-        self.scales.extend(params.iter().map(|x| x[0]));
-        self.zeros.extend(params.iter().map(|x| x[1]));
+        for [scale, next_scale, zero, next_zero] in self.params.as_chunks::<4>().0 {
+            self.scales.extend([scale, next_scale]);
+            self.zeros.extend([zero, next_zero]);
+        }
     }
 
     /// Adds what `scaled` weighs of the codes in `words`, and `zeros`.
@@ -270,33 +275,38 @@ impl<'a> Unpacker<'a> {
     #[inline(always)]
     fn dequantize_key(&mut self, page: &[u32], token: usize, first: bool, row: &mut [f32]) {
         if first || token.is_multiple_of(self.layout.config().group_size()) {
-            halves(&page[self.layout.params(Side::Key, token, 0)..][..row.len()], &mut self.params);
+            self.read_key_params(page, token);
         }
         let (bits, mask) = fields(self.layout, Side::Key);
         let n_words = self.layout.token_words(Side::Key);
         let words = &page[self.layout.codes_start(Side::Key) + token * n_words..][..n_words];
         let per_word = 32 / bits as usize;
-        let params = self.params.as_chunks::<2>().0.chunks_exact(per_word);
+        let params = self.params.as_chunks::<4>().0.chunks_exact(per_word / 2);
         for ((word, row), params) in words.iter().zip(row.chunks_exact_mut(per_word)).zip(params) {
-            for (k, (x, params)) in row.iter_mut().zip(params).enumerate() {
-                let shift = 16 * (k as u32 % 2) + k as u32 / 2 * bits;
-                *x = (word >> shift & mask) as i32 as f32 * params[0] + params[1];
+            let pairs = row.as_chunks_mut::<2>().0.iter_mut().zip(params);
+            for (k, ([even, odd], [scale, odd_scale, zero, odd_zero])) in pairs.enumerate() {
+                let word = word >> (k as u32 * bits);
+                *even = (word & mask) as i32 as f32 * scale + zero;
+                *odd = (word >> 16 & mask) as i32 as f32 * odd_scale + odd_zero;
             }
         }
     }
 
     #[inline(always)]
     fn dequantize_value(&mut self, page: &[u32], token: usize, row: &mut [f32]) {
-        let n_groups = self.layout.value_groups();
-        halves(&page[self.layout.params(Side::Value, token, 0)..][..n_groups], &mut self.params);
+        let (n_groups, odd) = (self.layout.value_groups(), token % 2);
+        let start = self.layout.scale(Side::Value, token, 0).word;
+        halves(&page[start..][..2 * n_groups], &mut self.params);
+        // Those of the pair's other token lie in between.
+        let (scales, zeros) = (&self.params[odd..2 * n_groups], &self.params[2 * n_groups + odd..]);
         let (bits, mask) = fields(self.layout, Side::Value);
         let n_words = 2 * self.layout.token_words(Side::Value);
         let words = &page[self.layout.codes_start(Side::Value) + token / 2 * n_words..][..n_words];
         let per_unit = 16 / bits as usize;
         for (word, places) in words.iter().zip(self.places.chunks_exact(per_unit)) {
             for (j, &(c, g)) in places.iter().enumerate() {
-                let code = word >> (16 * (token as u32 % 2) + j as u32 * bits) & mask;
-                row[c] = code as i32 as f32 * self.params[2 * g] + self.params[2 * g + 1];
+                let code = word >> (16 * odd as u32 + j as u32 * bits) & mask;
+                row[c] = code as i32 as f32 * scales[2 * g] + zeros[2 * g];
             }
         }
     }
@@ -343,14 +353,13 @@ fn transpose(rows: &[u32], n_words: usize, columns: &mut Vec<Lanes<u32>>) {
     }
 }
 
-/// Scales and zeros as f32, side by side.
+/// The two f16 of each word as f32, low half first.
 fn halves(words: &[u32], out: &mut Vec<f32>) {
     out.resize(2 * words.len(), 0.0);
     if cfg!(target_endian = "little") {
         return bytemuck::cast_slice::<u32, f16>(words).convert_to_f32_slice(out);
     }
     for (word, out) in words.iter().zip(out.as_chunks_mut::<2>().0) {
-        let params = GroupParams::from_word(*word);
-        *out = [params.scale.to_f32(), params.zero.to_f32()];
+        *out = [*word, word >> 16].map(|half| f16::from_bits(half as u16).to_f32());
     }
 }

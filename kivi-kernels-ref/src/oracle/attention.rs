@@ -1,7 +1,7 @@
 //! Attention of new tokens over a KIVI cache.
 
 use kivi_kernels::ops::AttendParts;
-use kivi_quant::{GroupParams, Side, page};
+use kivi_quant::{Side, page};
 
 use super::cache::new_row;
 use crate::sequence::Sequence;
@@ -127,7 +127,7 @@ fn codes<A: Accum>(op: &AttendParts<'_, Cpu<A>>, side: Side, page: &[u32], t: us
     let layout = op.cache.layout();
     let max_code = layout.bits(side).max_code();
     let each = |f: &dyn Fn(usize) -> f64| (0..layout.head_dim()).map(|c| A::from_f64(f(c))).collect();
-    let params = |c| GroupParams::from_word(page[layout.params(side, t, c)]);
+    let params = |c| page::params(layout, side, page, t, c);
     KvRow {
         code: each(&|c| {
             let at = layout.code(side, t, c);

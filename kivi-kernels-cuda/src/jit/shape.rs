@@ -1,0 +1,128 @@
+//! What the fast attention kernels are specialised on.
+
+use kivi_kernels::DType;
+use kivi_quant::{KvDtype, PageLayout, Side};
+
+use crate::launch::BLOCK;
+
+/// The layout of a cache, as kernels that are compiled for one layout know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    k_bits: usize,
+    v_bits: usize,
+    head_dim: usize,
+    group_size: usize,
+    page_tokens: usize,
+    alibi: bool,
+}
+
+/// Shared memory in bytes: what the blocks of a multiprocessor have together, and what one may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Of a multiprocessor.
+    pub per_multiprocessor: usize,
+    /// Of a block.
+    pub per_block: usize,
+}
+
+/// How a kernel of a [`Shape`] is launched on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Blocks that a multiprocessor holds at a time.
+    pub blocks: usize,
+    /// Tiles that a warp has in flight or in use.
+    pub stages: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+}
+
+impl Limits {
+    /// Those of an architecture, for compiling without a device.
+    pub fn of(arch: &str) -> Self {
+        let kib = match arch.trim_start_matches("sm_").trim_end_matches('a') {
+            "80" => 164,
+            "90" | "100" => 228,
+            _ => 100,
+        };
+        Self { per_multiprocessor: kib << 10, per_block: (kib - 1) << 10 }
+    }
+}
+
+impl Shape {
+    /// The shape of `layout`, if the fast kernels take it: rows of the type of activations, whole tiles of 16 channels.
+    pub fn new(layout: &PageLayout, act: DType, alibi: bool) -> Option<Self> {
+        let config = layout.config();
+        let (dtype, head_dim) = (config.kv_dtype(), layout.head_dim());
+        let same = matches!((dtype, act), (KvDtype::F16, DType::F16) | (KvDtype::Bf16, DType::Bf16));
+        let tiles = head_dim.is_multiple_of(16) && head_dim % 64 != 48 && head_dim <= 256;
+        (same && tiles).then(|| Self {
+            k_bits: layout.bits(Side::Key).get() as usize,
+            v_bits: layout.bits(Side::Value).get() as usize,
+            head_dim,
+            group_size: config.group_size(),
+            page_tokens: config.page_tokens(),
+            alibi,
+        })
+    }
+
+    /// How to launch; none if a block cannot hold a single tile a warp.
+    pub fn plan(&self, limits: Limits) -> Option<Plan> {
+        // A block's own structures: queries, sums of half the warps, spans (`Shared` in decode.cu).
+        let fixed = self.head_dim * 144 + 4096;
+        let (warps, stage) = (BLOCK / 32, self.stage_bytes());
+        let plan = |blocks: usize| {
+            // The driver keeps a kilobyte of each block's.
+            let shared = (limits.per_multiprocessor / blocks - 1024).min(limits.per_block) & !127;
+            let stages = (shared.saturating_sub(fixed) / (warps * stage)).min(4);
+            Plan { blocks, stages, shared: (fixed + warps * stages * stage).next_multiple_of(128) }
+        };
+        let two = plan(2);
+        // Beyond 128 channels the sums alone fill the registers of two blocks.
+        let plan = if self.head_dim <= 128 && two.stages >= 2 { two } else { plan(1) };
+        (plan.stages > 0).then_some(plan)
+    }
+
+    /// Bytes of a tile in shared memory: `STAGE_BYTES` in decode.cu.
+    fn stage_bytes(&self) -> usize {
+        let codes = self.k_bits < 16 && self.v_bits < 16;
+        let tile = if codes && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 };
+        let side = |bits: usize, params: usize| {
+            if bits < 16 { tile * self.head_dim * bits / 8 + params } else { tile * (self.head_dim + 8) * 2 }
+        };
+        let groups = self.head_dim.div_ceil(self.group_size);
+        side(self.k_bits, 4 * self.head_dim) + side(self.v_bits, 4 * tile * groups)
+    }
+
+    /// The definitions that the sources read.
+    pub fn defines(&self, plan: Plan) -> Vec<String> {
+        let values = [
+            ("K_BITS", self.k_bits),
+            ("V_BITS", self.v_bits),
+            ("HEAD_DIM", self.head_dim),
+            ("GROUP_SIZE", self.group_size),
+            ("PAGE_TOKENS", self.page_tokens),
+            ("ALIBI", usize::from(self.alibi)),
+            ("BLOCKS_PER_SM", plan.blocks),
+            ("STAGES", plan.stages),
+            ("SHARED", plan.shared),
+        ];
+        values.iter().map(|(name, value)| format!("-DKIVI_{name}={value}")).collect()
+    }
+
+    /// Shapes that together have every width, group size and head that is usual, on each side.
+    pub fn covering() -> Vec<Self> {
+        let bits = [(2, 2), (4, 4), (8, 8), (16, 16), (2, 4), (16, 2), (2, 16)];
+        let of = |(k_bits, v_bits), head_dim, group_size, alibi| Self {
+            k_bits,
+            v_bits,
+            head_dim,
+            group_size,
+            page_tokens: 128,
+            alibi,
+        };
+        let mut shapes: Vec<Self> = bits.map(|bits| of(bits, 128, 32, false)).into();
+        shapes.extend([(64, 64), (80, 32), (96, 128), (256, 32)].map(|(d, g)| of((2, 2), d, g, false)));
+        shapes.extend([of((4, 2), 80, 64, true), of((8, 4), 96, 32, false), of((2, 2), 128, 128, true)]);
+        shapes
+    }
+}
