@@ -19,7 +19,7 @@ struct DecodeParams {
     float* partials;      // [grid][2][QUERIES][head_dim + 2]
     u32* arrived;         // [grid], zero before and after
     u32 query_blocks;     // of a KV head
-    u32 unused;
+    u32 few;              // sequences with more new rows than these are not this kernel's
 };
 KIVI_CHECK_SIZE(DecodeParams);
 
@@ -52,11 +52,12 @@ constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales
 struct Extent {
     u32 seq, active, at, first, start, end;
     u32 k_packed, v_packed;
+    u32 few;  // whether the row is this kernel's
 
     __device__ u32 tiles() const { return end > start ? (end + TILE - 1) / TILE - start / TILE : 0; }
     __device__ u32 head_tiles() const { return (start - first + 15) / 16; }
     __device__ u32 row_tiles() const { return head_tiles() + (at + 1 - end + 15) / 16; }
-    __device__ u32 cost() const { return active ? tiles() + row_tiles() * ROWS_COST : 1; }
+    __device__ u32 cost() const { return !few ? 0 : active ? tiles() + row_tiles() * ROWS_COST : 1; }
 };
 
 // A piece of one row and unit.
@@ -82,10 +83,12 @@ struct Shared {
 constexpr u32 STAGES_AT = (sizeof(Shared) + 127) / 128 * 128;
 static_assert(STAGES_AT + WARPS * STAGES * STAGE_BYTES <= KIVI_SHARED, "more shared memory than the launch has");
 
-__device__ Extent extent_of(const AttendParams& p, u32 row) {
+__device__ Extent extent_of(const DecodeParams& d, u32 row) {
+    const AttendParams& p = d.attend;
     const Cache& c = p.cache;
     Extent e;
     e.seq = c.seq_of_row[row];
+    e.few = c.row_start[e.seq + 1] - c.row_start[e.seq] <= d.few;
     u32 len = c.len[e.seq];
     e.k_packed = c.k.packed[e.seq];
     e.v_packed = c.v.packed[e.seq];
@@ -132,14 +135,14 @@ __device__ Line measure(const DecodeParams& p, Shared& s) {
     u32 rows = p.attend.rows;
     Line line = {0, p.attend.cache.n_kv_heads * p.query_blocks, 0};
     for (u32 base = 0; base < rows; base += BLOCK) {
-        u64 total, cost = base + threadIdx.x < rows ? extent_of(p.attend, base + threadIdx.x).cost() : 0;
+        u64 total, cost = base + threadIdx.x < rows ? extent_of(p, base + threadIdx.x).cost() : 0;
         block_scan(s, cost, &total);
         line.length += total * line.units;
     }
     line.blocks = (u32)min((u64)gridDim.x, (line.length + WARPS - 1) / WARPS);
     u64 x = blockIdx.x < line.blocks ? line.start(blockIdx.x) : 0, before = 0;
     for (u32 base = 0; before <= x && base < rows; base += BLOCK) {
-        u64 total, row = base + threadIdx.x, cost = row < rows ? extent_of(p.attend, row).cost() * (u64)line.units : 0;
+        u64 total, row = base + threadIdx.x, cost = row < rows ? extent_of(p, row).cost() * (u64)line.units : 0;
         u64 end = before + block_scan(s, cost, &total);
         if (end - cost <= x && x < end) {
             s.row = row;
@@ -155,7 +158,11 @@ __device__ Line measure(const DecodeParams& p, Shared& s) {
 // The span at s.line, and moves on to the next.
 __device__ Span next_span(const DecodeParams& p, Shared& s, const Line& line, u64 end) {
     Span span;
-    span.extent = extent_of(p.attend, s.row);
+    span.extent = extent_of(p, s.row);
+    while (span.extent.cost() == 0) {
+        s.row += 1;
+        span.extent = extent_of(p, s.row);
+    }
     u64 cost = span.extent.cost();
     span.row = s.row;
     span.unit = (u32)((s.line - s.row_start) / cost);

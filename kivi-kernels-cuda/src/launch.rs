@@ -37,7 +37,7 @@ impl<A: Act> Cuda<A> {
         params: P,
     ) -> Result<(), CudaError> {
         // SAFETY: as the caller says.
-        unsafe { self.launch_variant(source, Variant { kernel, shape: None }, grid, params) }
+        unsafe { self.launch_variant(source, Variant { kernel, shape: None, shared: 0 }, grid, params) }
     }
 
     /// The same for a kernel of a shape.
@@ -63,10 +63,7 @@ impl<A: Act> Cuda<A> {
         let config = LaunchConfig {
             grid_dim: (x as u32, y as u32, z as u32),
             block_dim: (BLOCK as u32, 1, 1),
-            shared_mem_bytes: variant
-                .shape
-                .and_then(|shape| self.jit.plan(shape))
-                .map_or(0, |plan| plan.shared as u32),
+            shared_mem_bytes: variant.shared as u32,
         };
         let mut launch = self.stream.launch_builder(&function);
         // SAFETY: the caller vouches for `params`; the kernel takes one struct, and blocks of `BLOCK` threads.

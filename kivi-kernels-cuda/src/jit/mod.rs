@@ -43,6 +43,8 @@ pub(crate) struct Variant {
     pub kernel: &'static str,
     /// What it is compiled for.
     pub shape: Option<Shape>,
+    /// Bytes of dynamic shared memory that it is launched with.
+    pub shared: usize,
 }
 
 /// What sources include.
@@ -146,9 +148,9 @@ impl Jit {
         let module = self.module(context, source, variant.shape)?;
         let failed = CudaError::driver(variant.kernel);
         let function = module.load_function(variant.kernel).map_err(failed)?;
-        if let Some(plan) = variant.shape.and_then(|shape| self.plan(shape)) {
+        if variant.shared > 0 {
             let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let set = function.set_attribute(most, plan.shared as i32);
+            let set = function.set_attribute(most, variant.shared as i32);
             set.map_err(CudaError::driver(variant.kernel))?;
         }
         lock(&self.functions).insert(variant, function.clone());

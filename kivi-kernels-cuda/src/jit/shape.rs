@@ -34,6 +34,28 @@ pub(crate) struct Plan {
     pub stages: usize,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// How prefill's kernel cuts its work.
+    pub prefill: PrefillPlan,
+}
+
+/// Tiles of the kernel for many rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PrefillPlan {
+    /// Tiles of 16 rows of a warp.
+    pub m_tiles: usize,
+    /// Tokens of a tile.
+    pub tile: usize,
+    /// Tiles in flight or in use.
+    pub stages: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+}
+
+impl PrefillPlan {
+    /// Query rows of a block.
+    pub fn rows(&self) -> usize {
+        BLOCK / 32 * 16 * self.m_tiles
+    }
 }
 
 impl Limits {
@@ -74,12 +96,24 @@ impl Shape {
             // The driver keeps a kilobyte of each block's.
             let shared = (limits.per_multiprocessor / blocks - 1024).min(limits.per_block) & !127;
             let stages = (shared.saturating_sub(fixed) / (warps * stage)).min(4);
-            Plan { blocks, stages, shared: (fixed + warps * stages * stage).next_multiple_of(128) }
+            let shared = (fixed + warps * stages * stage).next_multiple_of(128);
+            Some(Plan { blocks, stages, shared, prefill: self.prefill(limits)? }).filter(|_| stages > 0)
         };
-        let two = plan(2);
         // Beyond 128 channels the sums alone fill the registers of two blocks.
-        let plan = if self.head_dim <= 128 && two.stages >= 2 { two } else { plan(1) };
-        (plan.stages > 0).then_some(plan)
+        plan(2).filter(|plan| self.head_dim <= 128 && plan.stages >= 2).or_else(|| plan(1))
+    }
+
+    /// The largest tiles that fit, as `Shared` in prefill.cu has them.
+    fn prefill(&self, limits: Limits) -> Option<PrefillPlan> {
+        // The sums of 32 rows of a longer head do not fit the registers of a warp.
+        let m_tiles = if self.head_dim <= 128 { 2 } else { 1 };
+        let plans = [(m_tiles, 64, 2), (m_tiles, 64, 1), (m_tiles, 32, 1), (1, 32, 1)];
+        let plan = |(m_tiles, tile, stages)| {
+            let plan = PrefillPlan { m_tiles, tile, stages, shared: 0 };
+            let shared = 2 * (self.head_dim + 8) * (plan.rows() + 2 * stages * tile);
+            PrefillPlan { shared, ..plan }
+        };
+        plans.map(plan).into_iter().find(|plan| plan.shared <= limits.per_block)
     }
 
     /// Bytes of a tile in shared memory: `STAGE_BYTES` in decode.cu.
@@ -105,6 +139,10 @@ impl Shape {
             ("BLOCKS_PER_SM", plan.blocks),
             ("STAGES", plan.stages),
             ("SHARED", plan.shared),
+            ("PREFILL_M_TILES", plan.prefill.m_tiles),
+            ("PREFILL_TILE", plan.prefill.tile),
+            ("PREFILL_STAGES", plan.prefill.stages),
+            ("PREFILL_SHARED", plan.prefill.shared),
         ];
         values.iter().map(|(name, value)| format!("-DKIVI_{name}={value}")).collect()
     }

@@ -4,8 +4,9 @@ use bytemuck::{Pod, Zeroable};
 use kivi_kernels::ops::AttendParts;
 
 use super::cache::Cache;
-use super::{at, at_mut, at_or_null, decode, source};
+use super::{at, at_mut, at_or_null, decode, prefill, source};
 use crate::device::Cuda;
+use crate::jit::{Plan, Shape};
 use crate::{Act, CudaError};
 
 source!("attention.cu": AttendParams);
@@ -25,6 +26,46 @@ pub(super) struct AttendParams {
     rows: u32,
 }
 
+impl AttendParams {
+    /// New rows of the batch.
+    pub fn rows(&self) -> usize {
+        self.rows as usize
+    }
+
+    /// Sequences of the batch.
+    pub fn sequences(&self) -> usize {
+        self.cache.n_seqs as usize
+    }
+
+    /// KV heads.
+    pub fn kv_heads(&self) -> usize {
+        self.cache.n_kv_heads as usize
+    }
+
+    /// Query heads to a KV head.
+    pub fn ratio(&self) -> usize {
+        (self.n_heads / self.cache.n_kv_heads) as usize
+    }
+}
+
+/// A sequence with more new rows than these is prefilled; until then reading its cache once a row keeps the whole device busy.
+const FEW: usize = 32;
+
+/// The kernel of few rows a sequence, and if some sequence may have many, that of many: each does its own sequences.
+fn fast<A: Act>(
+    cuda: &Cuda<A>,
+    shape: (Shape, Plan),
+    params: AttendParams,
+    max_new: usize,
+) -> Result<(), CudaError> {
+    // The kernel of many rows finds the largest logit before it scales.
+    if max_new <= FEW || params.scale <= 0.0 {
+        return decode::decode(cuda, shape, params, u32::MAX);
+    }
+    decode::decode(cuda, shape, params, FEW as u32)?;
+    prefill::prefill(cuda, shape, params, FEW as u32)
+}
+
 pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let AttendParts { mut out, q, k_new, v_new, cache, batch, group, n_heads, scale, window, alibi } = op;
     let params = AttendParams {
@@ -41,7 +82,7 @@ pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Re
         rows: q.rows() as u32,
     };
     if let Some(shape) = decode::shape(cuda, cache, (&k_new, &v_new), alibi.is_some()) {
-        return decode::decode(cuda, shape, params, n_heads / cache.n_kv_heads());
+        return fast(cuda, shape, params, batch.max_new());
     }
     // SAFETY: `Attend::new` checked views, slopes, pages and slots, and `Batch::plan` the counts against pages and rings; a
     // block a row and KV head.

@@ -44,7 +44,7 @@ pub(super) struct Cache {
     slots: u64,
     page_table: u64,
     max_pages: u32,
-    n_kv_heads: u32,
+    pub n_kv_heads: u32,
     head_dim: u32,
     group_size: u32,
     residual: u32,
@@ -54,7 +54,7 @@ pub(super) struct Cache {
     row_words: u32,
     page_words: u32,
     value_groups: u32,
-    n_seqs: u32,
+    pub n_seqs: u32,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]

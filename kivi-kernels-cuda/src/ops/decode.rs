@@ -9,7 +9,7 @@ use kivi_kernels::KvLayer;
 use super::attention::AttendParams;
 use super::{ActRows, at, source};
 use crate::device::Cuda;
-use crate::jit::{Shape, Variant};
+use crate::jit::{Plan, Shape, Variant};
 use crate::{Act, CudaBuffer, CudaError};
 
 source!(shaped "decode.cu": DecodeParams);
@@ -28,7 +28,7 @@ struct DecodeParams {
     partials: u64,
     arrived: u64,
     query_blocks: u32,
-    unused: u32,
+    few: u32,
 }
 
 /// What the blocks of a launch leave for each other: partial results, and how many came.
@@ -57,30 +57,30 @@ pub(super) fn shape<A: Act>(
     cache: &KvLayer<Cuda<A>>,
     (k_new, v_new): (&ActRows<'_, A>, &ActRows<'_, A>),
     alibi: bool,
-) -> Option<Shape> {
+) -> Option<(Shape, Plan)> {
     let aligned = [k_new, v_new].iter().all(|rows| at(rows) % 16 == 0 && rows.stride() % 8 == 0);
     let shape = Shape::new(cache.layout(), A::DTYPE, alibi).filter(|_| aligned)?;
-    cuda.jit.plan(shape).map(|_| shape)
+    Some((shape, cuda.jit.plan(shape)?))
 }
 
-/// Attention of every row of `attend`, `ratio` query heads to a KV head.
+/// Attention of the rows of `attend` of sequences that have at most `few` new ones.
 pub(super) fn decode<A: Act>(
     cuda: &Cuda<A>,
-    shape: Shape,
+    (shape, plan): (Shape, Plan),
     attend: AttendParams,
-    ratio: usize,
+    few: u32,
 ) -> Result<(), CudaError> {
     let scratch = &cuda.decode;
-    let blocks = cuda.jit.plan(shape).map_or(1, |plan| plan.blocks.min(MAX_BLOCKS));
     let params = DecodeParams {
         attend,
         partials: scratch.partials.at(0),
         arrived: scratch.arrived.at(0),
-        query_blocks: ratio.div_ceil(QUERIES) as u32,
-        unused: 0,
+        query_blocks: attend.ratio().div_ceil(QUERIES) as u32,
+        few,
     };
-    let variant = Variant { kernel: "decode", shape: Some(shape) };
+    let variant = Variant { kernel: "decode", shape: Some(shape), shared: plan.shared };
+    let blocks = scratch.multiprocessors * plan.blocks.min(MAX_BLOCKS);
     // SAFETY: `Attend::new` checked views, slopes, pages and slots, and `Batch::plan` the counts against pages and rings;
     // scratch has two partial results and a counter for each block.
-    unsafe { cuda.launch_variant(&SOURCE, variant, [scratch.multiprocessors * blocks, 1, 1], params) }
+    unsafe { cuda.launch_variant(&SOURCE, variant, [blocks, 1, 1], params) }
 }

@@ -7,6 +7,7 @@ mod decode;
 mod elementwise;
 mod linear;
 mod norm;
+mod prefill;
 mod rope;
 mod select;
 
@@ -37,6 +38,7 @@ pub(crate) const SOURCES: &[&Source] = &[
     &attention::SOURCE,
     &bandwidth::SOURCE,
     &decode::SOURCE,
+    &prefill::SOURCE,
 ];
 
 /// Declares a `SOURCE` and the structs that its kernels take.

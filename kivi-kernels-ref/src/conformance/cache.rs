@@ -111,6 +111,7 @@ pub(super) fn by_hand(exact: bool) -> Vec<CacheCase> {
             cases.push(base(k_bits, v_bits, 32, 32, 64));
         }
     }
+    cases.extend(widths());
     cases.extend(geometries());
     cases.extend(steps());
     cases.extend(masks());
@@ -124,6 +125,25 @@ pub(super) fn by_hand(exact: bool) -> Vec<CacheCase> {
             (case.window, case.alibi) = (None, false);
             case.data = if case.data == Data::HugeValues { Data::Huge } else { case.data };
         }
+    }
+    cases
+}
+
+/// Every width with every group size in the heads that most models have: a prompt, a chunk over a packed past, and single rows.
+fn widths() -> Vec<CacheCase> {
+    let mut cases = Vec::new();
+    for bits in [Bits::B2, Bits::B4, Bits::B8] {
+        for group in [32, 64, 128] {
+            for head_dim in [64, 128] {
+                let seqs = seqs([(0, 41), (2 * group + 5, 35), (3 * group + 1, 1), (7, 2)]);
+                cases.push(CacheCase { n_kv_heads: 1, seqs, ..base(bits, bits, group, group, head_dim) });
+            }
+        }
+    }
+    cases.push(CacheCase { seqs: seqs([(150, 50), (0, 33)]), ..base(Bits::B16, Bits::B16, 32, 32, 128) });
+    for head_dim in [80, 96, 256] {
+        let seqs = seqs([(150, 50), (0, 33)]);
+        cases.push(CacheCase { n_kv_heads: 1, seqs, ..base(Bits::B4, Bits::B2, 32, 64, head_dim) });
     }
     cases
 }
