@@ -47,13 +47,23 @@ pub(crate) struct Variant {
     pub shared: usize,
 }
 
+/// Names and texts of headers.
+macro_rules! headers {
+    ($($file:literal),*) => { [$(($file, include_str!(concat!("../../cu/", $file)))),*] };
+}
+
 /// What sources include.
-const HEADERS: &[(&str, &str)] = &[
-    ("codes.cuh", include_str!("../../cu/codes.cuh")),
-    ("kivi.cuh", include_str!("../../cu/kivi.cuh")),
-    ("page.cuh", include_str!("../../cu/page.cuh")),
-    ("ptx.cuh", include_str!("../../cu/ptx.cuh")),
-    ("row.cuh", include_str!("../../cu/row.cuh")),
+const HEADERS: &[(&str, &str)] = &headers![
+    "codes.cuh",
+    "copies.cuh",
+    "kivi.cuh",
+    "page.cuh",
+    "products.cuh",
+    "ptx.cuh",
+    "row.cuh",
+    "softmax.cuh",
+    "span.cuh",
+    "tiles.cuh"
 ];
 
 /// A compiler for one architecture and type of activations.

@@ -1,0 +1,149 @@
+// tiles.cuh: the tiles of decode.cu: packed, rows that lie anywhere, and those that are both.
+#pragma once
+#include "products.cuh"
+
+// Row of a token in full precision, in the cache's type, which is that of activations; null if it is not in [low, high).
+__device__ __forceinline__ const Act* row_of(const Cache& c, const Side& side, const Span& span, u32 token, u32 low, u32 high) {
+    bool seen = token >= low && token < high;
+    return seen ? (const Act*)find_row(c, side, span.extent.seq, span.head, token).data : nullptr;
+}
+
+__device__ __forceinline__ u32 pair_at(const Act* row, u32 channel) { return row ? *(const u32*)(row + channel) : 0; }
+
+__device__ __forceinline__ uint4 pairs_at(const Act* row, u32 channel) {
+    return row ? *(const uint4*)(row + channel) : make_uint4(0, 0, 0, 0);
+}
+
+// Logits of 16 rows that lie anywhere. A lane takes 8 channels at a time, of key and query alike.
+__device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, const Span& span, const Queries& q,
+                                             const State& s, u32 token, u32 low, u32 high, float (&y)[4]) {
+    u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const Act* above = row_of(c, c.k, span, token + g, low, high);
+    const Act* below = row_of(c, c.k, span, token + g + 8, low, high);
+    float sums[4] = {};
+#pragma unroll
+    for (u32 i = 0; i < HEAD_DIM / 32; ++i) {
+        u32 channel = (4 * i + t) * 8;
+        uint4 a = pairs_at(above, channel), b = pairs_at(below, channel), x = *(const uint4*)&sh.q[g][channel];
+        mma(sums, {a.x, b.x, a.y, b.y}, x.x, x.y, Act());
+        mma(sums, {a.z, b.z, a.w, b.w}, x.z, x.w, Act());
+    }
+    if (HEAD_DIM % 32) {
+        u32 channel = HEAD_DIM / 32 * 32 + 4 * t;
+        mma(sums, {pair_at(above, channel), pair_at(below, channel), pair_at(above, channel + 2), pair_at(below, channel + 2)},
+            *(const u32*)&sh.q[g][channel], *(const u32*)&sh.q[g][channel + 2], Act());
+    }
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+        y[e] = sums[e] * q.scale[e % 2] - s.reference[e % 2];
+    }
+}
+
+// Adds the values of 16 rows that lie anywhere, weighted.
+__device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, State& s, u32 token, u32 low, u32 high,
+                                          const u32 (&p)[2]) {
+    u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const Act* rows[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        rows[i] = row_of(c, c.v, span, token + 2 * t + i % 2 + i / 2 * 8, low, high);
+    }
+#pragma unroll
+    for (u32 i = 0; i < STEPS; ++i) {
+        u32 v[4];  // tokens 2 t and 2 t + 1 (v[0], v[1]), then 8 more; rows h = 0, 1
+#pragma unroll
+        for (u32 j = 0; j < 4; j += 2) {
+            u32 even = pair_at(rows[j], channel_of(i, 0, g) & ~1u), odd = pair_at(rows[j + 1], channel_of(i, 0, g) & ~1u);
+            if (V_CODES) {
+                v[j] = __byte_perm(even, odd, 0x5410);
+                v[j + 1] = __byte_perm(even, odd, 0x7632);
+            } else {
+                v[j] = __byte_perm(even, odd, g % 2 ? 0x7632 : 0x5410);
+                even = pair_at(rows[j], channel_of(i, 1, g) & ~1u);
+                odd = pair_at(rows[j + 1], channel_of(i, 1, g) & ~1u);
+                v[j + 1] = __byte_perm(even, odd, g % 2 ? 0x7632 : 0x5410);
+            }
+        }
+        mma(s.sum[i], v, p[0], p[1], Act());
+    }
+}
+
+// A tile of which both sides are packed, and lie in a stage.
+__device__ __forceinline__ void use_packed(const Span& span, const char* stage, u32 token, const Queries& q, State& s) {
+    float y[M_TILES][4];
+    u32 p[M_TILES][2];
+    if (K_CODES) {
+        code_logits(stage, q, s, y);
+    } else {
+        row_logits(stage, q, s, y);
+    }
+    mask(y, q, token, span.extent.start, span.extent.end, span.extent.at);
+    if (V_CODES) {
+        if (any_wide(stage + V_PARAMS_AT, V_PARAM_BYTES)) {
+            s.widen();
+        }
+        softmax(s, y, p, __half());
+        mix_codes(stage, s, p);
+    } else {
+        softmax(s, y, p, Act());
+        mix_rows(stage, s, p);
+    }
+}
+
+// A tile of which one side is packed, or packed up to a token within it. Values that are not packed have scales of zero; tiles
+// behind this one have no packed values.
+__device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, const char* stage, u32 token,
+                                          const Queries& q, State& s) {
+    const Extent& e = span.extent;
+    float y[M_TILES][4];
+    u32 p[M_TILES][2];
+    if (K_CODES && token >= e.k_packed) {
+#pragma unroll
+        for (u32 m = 0; m < M_TILES; ++m) {
+            loose_logits(c, sh, span, q, s, token + 16 * m, e.start, e.end, y[m]);
+        }
+    } else if (K_CODES) {
+        code_logits(stage, q, s, y);
+    } else {
+        row_logits(stage, q, s, y);
+    }
+    mask(y, q, token, e.start, e.end, e.at);
+    if (V_CODES && any_wide(stage + V_PARAMS_AT, V_PARAM_BYTES)) {
+        s.widen();
+    }
+    softmax(s, y, p, Act());
+    if (!V_CODES) {
+        mix_rows(stage, s, p);
+        return;
+    }
+    if (token < e.v_packed) {
+        u32 halves[M_TILES][2];
+#pragma unroll
+        for (u32 m = 0; m < M_TILES; ++m) {
+            halves[m][0] = to_f16(p[m][0]);
+            halves[m][1] = to_f16(p[m][1]);
+        }
+        mix_codes(stage, s, halves);
+    }
+    if (token + TILE > e.v_packed) {
+        settle(s);
+#pragma unroll
+        for (u32 m = 0; m < M_TILES; ++m) {
+            mix_loose(c, span, s, token + 16 * m, max(e.v_packed, e.start), e.end, p[m]);
+        }
+    }
+}
+
+// A tile of rows in full precision on both sides.
+__device__ __forceinline__ void use_rows(const Cache& c, const Shared& sh, const Span& span, u32 tile, const Queries& q, State& s) {
+    const Extent& e = span.extent;
+    bool head = tile < e.head_tiles();
+    u32 token = head ? e.first + 16 * tile : e.end + 16 * (tile - e.head_tiles());
+    u32 end = head ? e.start : e.at + 1;
+    float y[1][4];
+    u32 p[1][2];
+    loose_logits(c, sh, span, q, s, token, 0, end, y[0]);
+    mask(y, q, token, 0, end, e.at);
+    softmax(s, y, p, Act());
+    mix_loose(c, span, s, token, 0, end, p[0]);
+}
