@@ -35,6 +35,7 @@ const STEPS: &[Step] = &[
     Step::new("no_std", "check --release --locked -p kivi-quant --no-default-features"),
     Step::new("test", "test --release --locked --workspace --all-features"),
     Step::new("compile-kernels", "xtask test-kernels --compile-only"),
+    Step::new("emulate-kernels", "xtask test-kernels --emulate --random 4"),
 ];
 
 /// Runs every step, also after one that failed.

@@ -2,6 +2,7 @@
 //! can be copied to a machine with a GPU.
 
 mod compile;
+mod emulate;
 mod report;
 mod sanitize;
 
@@ -37,8 +38,11 @@ pub struct Args {
     /// Run under compute-sanitizer
     #[arg(long, value_name = "TOOL")]
     sanitize: Option<Tool>,
+    /// Run the CUDA kernels on the CPU, compiled by a C++ compiler; shows much of what is wrong with them, without a GPU
+    #[arg(long, conflicts_with_all = ["device", "sanitize"])]
+    emulate: bool,
     /// Compile every kernel by NVRTC instead of running any; needs no GPU
-    #[arg(long, conflicts_with_all = ["device", "act", "op", "random", "sanitize"])]
+    #[arg(long, conflicts_with_all = ["device", "act", "op", "random", "sanitize", "emulate"])]
     compile_only: bool,
     /// Architectures to compile for, such as sm_90a,sm_100 [default: all six that are supported]
     #[arg(long, value_name = "LIST", requires = "compile_only", value_delimiter = ',', hide_default_value = true,
@@ -54,6 +58,9 @@ pub fn run(args: &Args) -> Result<()> {
     let ops = conformance::ops();
     let known = args.op.is_empty() || ops.contains(&args.op.as_str());
     ensure!(known, "--op: unknown op {:?}; known: {}", args.op, ops.join(", "));
+    if args.emulate {
+        return emulate::run();
+    }
     let is_cpu = args.device == Device::Cpu;
     ensure!(!is_cpu || args.act.is_none(), "--act: the CPU computes in f32; give --device cuda");
     ensure!(!is_cpu || args.sanitize.is_none(), "--sanitize: is for CUDA; give --device cuda");

@@ -1,0 +1,217 @@
+// The functions of ptx.cuh on the CPU. Copies that are asynchronous are made when they are waited for, and until then the
+// memory that they write is filled with ones: what does not wait reads those.
+#pragma once
+#include <deque>
+#include <map>
+#include <vector>
+
+#include "kivi.cuh"
+
+inline char* dynamic_shared() { return emulator_shared; }
+
+inline float emulator_element(u32 pair, u32 half, bool bf16) {
+    u16 bits = (u16)(pair >> 16 * half);
+    return bf16 ? __bfloat162float({bits}) : __half2float({bits});
+}
+
+struct EmulatorMma {
+    float* c;
+    const u32* a;
+    u32 b[2];
+    bool bf16;
+};
+
+// Fragments as in the PTX manual: lane 4 g + t.
+inline void emulator_mma(void** lanes) {
+    static float a[16][16], b[16][8];
+    for (u32 lane = 0; lane < 32; ++lane) {
+        const EmulatorMma& x = *(EmulatorMma*)lanes[lane];
+        u32 g = lane / 4, t = lane % 4;
+        for (u32 h = 0; h < 2; ++h) {
+            for (u32 r = 0; r < 4; ++r) {
+                a[g + 8 * (r % 2)][2 * t + h + 8 * (r / 2)] = emulator_element(x.a[r], h, x.bf16);
+            }
+            for (u32 r = 0; r < 2; ++r) {
+                b[2 * t + h + 8 * r][g] = emulator_element(x.b[r], h, x.bf16);
+            }
+        }
+    }
+    for (u32 lane = 0; lane < 32; ++lane) {
+        for (u32 r = 0; r < 4; ++r) {
+            u32 m = lane / 4 + 8 * (r / 2), n = 2 * (lane % 4) + r % 2;
+            float sum = 0.0f;
+            for (u32 k = 0; k < 16; ++k) {
+                sum += a[m][k] * b[k][n];
+            }
+            ((EmulatorMma*)lanes[lane])->c[r] += sum;
+        }
+    }
+}
+
+inline void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, bool bf16) {
+    EmulatorMma x = {c, a, {b0, b1}, bf16};
+    emulator_warp(emulator_mma, &x);
+}
+inline void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, __half) { mma(c, a, b0, b1, false); }
+inline void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, __nv_bfloat16) { mma(c, a, b0, b1, true); }
+
+struct EmulatorMatrices {
+    u32* x;
+    const u16* row;
+    bool transposed;
+};
+
+inline void emulator_load_matrices(void** lanes) {
+    for (u32 lane = 0; lane < 32; ++lane) {
+        EmulatorMatrices& to = *(EmulatorMatrices*)lanes[lane];
+        u32 g = lane / 4, t = lane % 4;
+        for (u32 matrix = 0; matrix < 4; ++matrix) {
+            to.x[matrix] = 0;
+            for (u32 h = 0; h < 2; ++h) {
+                u32 row = to.transposed ? 2 * t + h : g, column = to.transposed ? g : 2 * t + h;
+                const u16* from = ((EmulatorMatrices*)lanes[8 * matrix + row])->row;
+                if ((uintptr_t)from % 16) {
+                    emulator_fail("a row of a matrix is not aligned");
+                }
+                to.x[matrix] |= (u32)from[column] << 16 * h;
+            }
+        }
+    }
+}
+
+inline void load_matrices(u32 (&x)[4], const void* row) {
+    EmulatorMatrices given = {x, (const u16*)row, false};
+    emulator_warp(emulator_load_matrices, &given);
+}
+inline void load_transposed(u32 (&x)[4], const void* row) {
+    EmulatorMatrices given = {x, (const u16*)row, true};
+    emulator_warp(emulator_load_matrices, &given);
+}
+
+inline u32 transpose(u32 x) {
+    u32 pair[2] = {x, 0};
+    auto work = [](void** lanes) {
+        for (u32 lane = 0; lane < 32; ++lane) {
+            for (u32 h = 0; h < 2; ++h) {
+                u32 row = 2 * (lane % 4) + h, column = lane / 4;
+                u32 from = ((u32*)lanes[row * 4 + column / 2])[0];
+                ((u32*)lanes[lane])[1] |= (from >> 16 * (column % 2) & 0xffff) << 16 * h;
+            }
+        }
+    };
+    emulator_warp(work, pair);
+    return pair[1];
+}
+
+inline float exp2_fast(float x) {
+    float y = exp2f(x);
+    return y < 1.17549435e-38f ? 0.0f : y;
+}
+inline u32 pack(float low, float high, __half) {
+    return __float2half_rn(low).bits | (u32)__float2half_rn(high).bits << 16;
+}
+inline u32 pack(float low, float high, __nv_bfloat16) {
+    return __float2bfloat16_rn(low).bits | (u32)__float2bfloat16_rn(high).bits << 16;
+}
+inline u32 to_f16(u32 pair) {
+    return KIVI_ACT_BF16 ? pack(emulator_element(pair, 0, true), emulator_element(pair, 1, true), __half()) : pair;
+}
+inline u32 multiply_f16(u32 a, u32 b) {
+    return pack(emulator_element(a, 0, false) * emulator_element(b, 0, false),
+                emulator_element(a, 1, false) * emulator_element(b, 1, false), __half());
+}
+
+struct EmulatorCopy {
+    void* to;
+    const void* from;
+    u32 bytes;
+
+    void queue() const {
+        if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || bytes % 16 || !bytes) {
+            emulator_fail("an asynchronous copy is not aligned");
+        }
+        memset(to, 0xff, bytes);
+    }
+    void make() const { from ? memcpy(to, from, bytes) : memset(to, 0, bytes); }
+};
+
+// The copies of a thread.
+struct EmulatorGroups {
+    std::deque<std::vector<EmulatorCopy>> committed;
+    std::vector<EmulatorCopy> open;
+};
+
+// A barrier of bulk copies.
+struct EmulatorBarrier {
+    std::vector<EmulatorCopy> copies;
+    long expected = 0;
+    u32 phase = 0;
+    bool armed = false;
+};
+
+inline EmulatorGroups emulator_groups[1024];
+inline std::map<u64*, EmulatorBarrier> emulator_barriers;
+inline struct EmulatorReset {
+    EmulatorReset() {
+        emulator_at_block_start([] {
+            for (EmulatorGroups& groups : emulator_groups) {
+                groups = {};
+            }
+            emulator_barriers.clear();
+        });
+    }
+} emulator_reset;
+
+inline void copy_async(void* shared, const void* global, bool valid = true) {
+    EmulatorCopy copy = {shared, valid ? global : nullptr, 16};
+    copy.queue();
+    emulator_groups[threadIdx.x].open.push_back(copy);
+}
+inline void commit_async() {
+    EmulatorGroups& groups = emulator_groups[threadIdx.x];
+    groups.committed.push_back(std::move(groups.open));
+    groups.open.clear();
+}
+template <u32 PENDING>
+void wait_async() {
+    auto& committed = emulator_groups[threadIdx.x].committed;
+    for (; committed.size() > PENDING; committed.pop_front()) {
+        for (const EmulatorCopy& copy : committed.front()) {
+            copy.make();
+        }
+    }
+}
+
+inline void bulk_begin(u64* barrier) { emulator_barriers[barrier] = {}; }
+inline void bulk_fence() {}
+inline void bulk_expect(u64* barrier, u32 bytes) {
+    EmulatorBarrier& x = emulator_barriers.at(barrier);
+    if (x.armed) {
+        emulator_fail("a barrier's phase has two beginnings");
+    }
+    x.armed = true;
+    x.expected += bytes;
+}
+inline void bulk_copy(void* shared, const void* global, u32 bytes, u64* barrier) {
+    EmulatorCopy copy = {shared, global, bytes};
+    copy.queue();
+    EmulatorBarrier& x = emulator_barriers.at(barrier);
+    x.expected -= bytes;
+    x.copies.push_back(copy);
+}
+inline void bulk_wait(u64* barrier, u32 parity) {
+    EmulatorBarrier& x = emulator_barriers.at(barrier);
+    for (;; emulator_pause()) {
+        if (x.armed && x.expected == 0) {
+            for (const EmulatorCopy& copy : x.copies) {
+                copy.make();
+            }
+            x.copies.clear();
+            x.armed = false;
+            x.phase ^= 1;
+        }
+        if (x.phase != parity) {
+            return;
+        }
+    }
+}
