@@ -111,13 +111,16 @@ __device__ u64 block_scan(Shared& s, u64 x, u64* total) {
     return before + x;
 }
 
+// a / b; most lines are short, and 64-bit division takes some hundred instructions.
+__device__ u64 divide(u64 a, u64 b) { return (a | b) >> 32 ? a / b : (u32)a / (u32)b; }
+
 // The line as the blocks share it.
 struct Line {
     u64 length;
     u32 units, blocks;
 
-    __device__ u64 start(u32 block) const { return length * block / blocks; }
-    __device__ u32 block_at(u64 x) const { return (u32)(((x + 1) * blocks + length - 1) / length) - 1; }
+    __device__ u64 start(u32 block) const { return divide(length * block, blocks); }
+    __device__ u32 block_at(u64 x) const { return (u32)divide((x + 1) * blocks + length - 1, length) - 1; }
 };
 
 // Measures the line, and finds the row where this block's piece starts: s.line, s.row, s.row_start.
@@ -155,7 +158,7 @@ __device__ Span next_span(const DecodeParams& p, Shared& s, const Line& line, u6
     }
     u64 cost = span.extent.cost();
     span.row = s.row;
-    span.unit = (u32)((s.line - s.row_start) / cost);
+    span.unit = (u32)divide(s.line - s.row_start, cost);
     span.head = span.unit % p.attend.cache.n_kv_heads;
     u64 first = s.row_start + span.unit * cost, last = first + cost;
     u32 from = (u32)(s.line - first), to = (u32)(min(end, last) - first);

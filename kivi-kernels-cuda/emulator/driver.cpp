@@ -221,7 +221,7 @@ Result cuDeviceGetAttribute(int* value, int attribute, int) {
     const char* multiprocessors = getenv("EMULATOR_MULTIPROCESSORS");
     switch (attribute) {
         case 16:
-            return *value = multiprocessors ? atoi(multiprocessors) : 3, SUCCESS;
+            return *value = multiprocessors ? atoi(multiprocessors) : 40, SUCCESS;
         case 75:  // compute capability
             return *value = 9, SUCCESS;
         case 76:
