@@ -215,6 +215,30 @@ fn a_mask_takes_what_is_contracted_together() {
     }
 }
 
+/// Words of scales and of zeros hold those of the two codes that a mask takes.
+#[test]
+fn scales_pair_as_codes_do() {
+    for head_dim in [16, 80, 128] {
+        let layout = layout(Bits::B2, Bits::B2, GroupSize::G32, 2, head_dim);
+        let groups = layout.value_groups();
+        for token in (0..64).step_by(2) {
+            for channel in (0..head_dim).step_by(2) {
+                let key = layout.params_start(Side::Key) + token / 32 * head_dim + channel;
+                let value = layout.params_start(Side::Value) + token * groups + channel / 32;
+                for (side, word, zeros, other) in [
+                    (Side::Key, key, 1, (token, channel + 1)),
+                    (Side::Value, value, groups, (token + 1, channel)),
+                ] {
+                    for ((token, channel), shift) in [((token, channel), 0), (other, 16)] {
+                        assert_eq!(layout.scale(side, token, channel), CodeAt { word, shift });
+                        assert_eq!(layout.zero(side, token, channel), CodeAt { word: word + zeros, shift });
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Field `j` of the same word of each of the 8 lanes is one tile of 16 channels, and so in one value group.
 #[test]
 fn lanes_share_a_value_group() {
@@ -240,7 +264,7 @@ fn lanes_share_a_value_group() {
     }
 }
 
-/// A token's codes are whole 16-bit units: writing one value never touches another token's bits.
+/// A token's codes, scales and zeros are whole 16-bit units: writing one value never touches another token's bits.
 #[test]
 fn a_value_is_whole_half_words() {
     let layout = layout(Bits::B2, Bits::B2, GroupSize::G32, 1, 64);
@@ -251,6 +275,9 @@ fn a_value_is_whole_half_words() {
         for channel in 0..64 {
             let at = layout.code(Side::Value, token, channel);
             assert_eq!(page[at.word] >> at.shift & 3, 3);
+            for at in [layout.scale(Side::Value, token, channel), layout.zero(Side::Value, token, channel)] {
+                assert_eq!(page[at.word] >> at.shift & 0xffff, 0xffff);
+            }
         }
     }
 }
