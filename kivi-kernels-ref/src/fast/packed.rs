@@ -68,6 +68,11 @@ impl<'a> Unpacker<'a> {
         while token < at + n {
             let end = ((token / group_size + 1) * group_size).min(at + n);
             self.read_key_params(page, token);
+            self.scales.clear();
+            self.zeros.clear();
+            let params = self.params.as_chunks::<2>().0;
+            self.scales.extend(params.iter().map(|x| x[0]));
+            self.zeros.extend(params.iter().map(|x| x[1]));
             for (block, q) in q.chunks(QUERIES * head_dim).enumerate() {
                 let out = &mut logits[block * QUERIES * stride + token - at..];
                 match q.len() / head_dim {
@@ -218,17 +223,12 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Scales and zeros of the group of keys that `token` is in, one of each a channel.
+    /// `[scale, zero]` of each channel in the group of keys that `token` is in.
     #[inline(always)]
     fn read_key_params(&mut self, page: &[u32], token: usize) {
         let head_dim = self.layout.head_dim();
         halves(&page[self.layout.scale(Side::Key, token, 0).word..][..head_dim], &mut self.params);
-        self.scales.clear();
-        self.zeros.clear();
-        for [scale, next_scale, zero, next_zero] in self.params.as_chunks::<4>().0 {
-            self.scales.extend([scale, next_scale]);
-            self.zeros.extend([zero, next_zero]);
-        }
+        self.params.as_chunks_mut::<4>().0.iter_mut().for_each(|pair| pair.swap(1, 2));
     }
 
     /// Adds what `scaled` weighs of the codes in `words`, and `zeros`.
@@ -281,13 +281,11 @@ impl<'a> Unpacker<'a> {
         let n_words = self.layout.token_words(Side::Key);
         let words = &page[self.layout.codes_start(Side::Key) + token * n_words..][..n_words];
         let per_word = 32 / bits as usize;
-        let params = self.params.as_chunks::<4>().0.chunks_exact(per_word / 2);
+        let params = self.params.as_chunks::<2>().0.chunks_exact(per_word);
         for ((word, row), params) in words.iter().zip(row.chunks_exact_mut(per_word)).zip(params) {
-            let pairs = row.as_chunks_mut::<2>().0.iter_mut().zip(params);
-            for (k, ([even, odd], [scale, odd_scale, zero, odd_zero])) in pairs.enumerate() {
-                let word = word >> (k as u32 * bits);
-                *even = (word & mask) as i32 as f32 * scale + zero;
-                *odd = (word >> 16 & mask) as i32 as f32 * odd_scale + odd_zero;
+            for (k, (x, params)) in row.iter_mut().zip(params).enumerate() {
+                let shift = 16 * (k as u32 % 2) + k as u32 / 2 * bits;
+                *x = (word >> shift & mask) as i32 as f32 * params[0] + params[1];
             }
         }
     }
