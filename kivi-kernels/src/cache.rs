@@ -2,7 +2,7 @@
 
 use kivi_quant::PageLayout;
 
-use crate::{Backend, ShapeError, error::ensure};
+use crate::{Backend, Buffer, ShapeError, error::ensure};
 
 /// Device arrays of the KIVI cache of one layer, sized by its [`PageLayout`].
 ///
@@ -38,22 +38,39 @@ impl<B: Backend> KvLayer<B> {
         n_pages: usize,
         n_slots: usize,
     ) -> Result<Self, B::Error> {
-        let ring = layout.config().ring_rows();
-        // No size wraps around: what does not fit a usize is too much for `zeros` too.
-        let size = |factors: [usize; 4]| factors.into_iter().fold(1, usize::saturating_mul);
-        let slot = |rows: usize| size([n_slots, n_kv_heads, rows, layout.row_words()]);
-        let sinks = |ring: usize| if ring > 0 { slot(layout.config().sink_tokens()) } else { 0 };
+        let [pool, k_ring, v_ring, k_sink, v_sink] = lengths(&layout, n_kv_heads, n_pages, n_slots);
         Ok(Self {
-            pool: backend.zeros(size([n_pages, n_kv_heads, layout.page_words(), 1]))?,
-            k_ring: backend.zeros(slot(ring.k))?,
-            v_ring: backend.zeros(slot(ring.v))?,
-            k_sink: backend.zeros(sinks(ring.k))?,
-            v_sink: backend.zeros(sinks(ring.v))?,
+            pool: backend.zeros(pool)?,
+            k_ring: backend.zeros(k_ring)?,
+            v_ring: backend.zeros(v_ring)?,
+            k_sink: backend.zeros(k_sink)?,
+            v_sink: backend.zeros(v_sink)?,
             layout,
             n_kv_heads,
             n_pages,
             n_slots,
         })
+    }
+
+    /// The cache of one layer in memory that is there already: the pool, the rings and the sinks of keys and values. Buffers
+    /// may be longer than they need be. A pool that is new is all zero; rings and sinks may hold anything.
+    ///
+    /// # Errors
+    /// If a buffer is shorter than its shape says.
+    pub fn from_buffers(
+        (layout, n_kv_heads): (PageLayout, usize),
+        (n_pages, n_slots): (usize, usize),
+        pool: B::Buffer<u32>,
+        [k_ring, v_ring]: [B::Buffer<u32>; 2],
+        [k_sink, v_sink]: [B::Buffer<u32>; 2],
+    ) -> Result<Self, ShapeError> {
+        let needed = lengths(&layout, n_kv_heads, n_pages, n_slots);
+        let names = ["pool", "k_ring", "v_ring", "k_sink", "v_sink"];
+        let found = [&pool, &k_ring, &v_ring, &k_sink, &v_sink].map(Buffer::len);
+        for ((name, needed), found) in names.into_iter().zip(needed).zip(found) {
+            ensure(found >= needed, "cache", name, || format!("{needed} words"), found)?;
+        }
+        Ok(Self { layout, n_kv_heads, n_pages, n_slots, pool, k_ring, v_ring, k_sink, v_sink })
     }
 
     /// Layout of a page of one head.
@@ -84,4 +101,14 @@ impl<B: Backend> KvLayer<B> {
         ensure(ok, op, "q", || format!("a multiple of {n} KV heads x head_dim {d} columns"), cols)?;
         Ok(cols / d)
     }
+}
+
+/// Words of pool, rings and sinks. No size wraps around: what does not fit a usize is too much for any memory.
+fn lengths(layout: &PageLayout, n_kv_heads: usize, n_pages: usize, n_slots: usize) -> [usize; 5] {
+    let ring = layout.config().ring_rows();
+    let size = |factors: [usize; 4]| factors.into_iter().fold(1, usize::saturating_mul);
+    let slot = |rows: usize| size([n_slots, n_kv_heads, rows, layout.row_words()]);
+    let sinks = |ring: usize| if ring > 0 { slot(layout.config().sink_tokens()) } else { 0 };
+    let pool = size([n_pages, n_kv_heads, layout.page_words(), 1]);
+    [pool, slot(ring.k), slot(ring.v), sinks(ring.k), sinks(ring.v)]
 }

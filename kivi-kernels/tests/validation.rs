@@ -137,6 +137,26 @@ fn cache_and_batch() -> (B, KvLayer<B>, Batch<B>) {
     (backend, cache, batch)
 }
 
+#[test]
+fn a_cache_is_made_of_buffers_that_are_long_enough() {
+    let config = KiviConfig::new(Bits::B2, Bits::B16, GroupSize::G32, 64).expect("valid");
+    let layout = PageLayout::new(config.with_sink_tokens(4).expect("valid"), 16).expect("valid");
+    // 2 KV heads, 3 pages, 2 slots; rows of 16 f16 are 8 words; values at 16 bits have neither ring nor sinks.
+    let needed = [3 * 2 * layout.page_words(), 2 * 2 * 64 * 8, 0, 2 * 2 * 4 * 8, 0];
+    let cache = |lens: [usize; 5]| {
+        let [pool, k_ring, v_ring, k_sink, v_sink] = lens.map(words);
+        KvLayer::<B>::from_buffers((layout, 2), (3, 2), pool, [k_ring, v_ring], [k_sink, v_sink])
+    };
+    assert_eq!(cache(needed).expect("long enough").n_pages(), 3);
+    assert!(cache(needed.map(|len| len + 1)).is_ok());
+    for (i, name) in ["pool", "k_ring", "v_ring", "k_sink", "v_sink"].into_iter().enumerate() {
+        let Some(short) = needed[i].checked_sub(1) else { continue };
+        let mut lens = needed;
+        lens[i] = short;
+        assert_eq!(refusal(cache(lens)), format!("cache: {name} needs {} words, got {short}", needed[i]));
+    }
+}
+
 fn sequence<'a>(
     tokens: &'a [u32],
     len: usize,
