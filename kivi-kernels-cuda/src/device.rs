@@ -3,13 +3,13 @@
 use core::marker::PhantomData;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use kivi_kernels::{Backend, Element, Spec, ops as op};
 
 use crate::buffer::CudaBuffer;
 use crate::jit::{Jit, Limits};
-use crate::ops::DecodeScratch;
+use crate::ops::Scratch;
 use crate::{Act, CudaError, ops, probe};
 
 /// One stream of one CUDA device, with activations of type `A`.
@@ -21,7 +21,7 @@ pub struct Cuda<A> {
     pub(crate) stream: Arc<CudaStream>,
     pub(crate) jit: Jit,
     /// What the blocks of a decode step leave for each other.
-    pub(crate) decode: DecodeScratch,
+    pub(crate) scratch: Scratch,
     /// Whether each launch waits.
     pub(crate) sync: bool,
     name: String,
@@ -34,22 +34,81 @@ impl<A: Act> Cuda<A> {
     /// # Errors
     /// [`CudaError::NoDevice`], [`CudaError::NoToolkit`], or a failure of the driver.
     pub fn new(ordinal: usize) -> Result<Self, CudaError> {
-        probe::device(ordinal)?;
-        let start = CudaError::driver("starting the device");
-        let context = CudaContext::new(ordinal).map_err(start)?;
-        // SAFETY: there is one stream, so everything is ordered by it, frees too; no buffer exists yet.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(CudaError::driver("making a stream"))?;
+        let stream = primary(ordinal)?.new_stream();
+        Self::on_stream(stream.map_err(CudaError::driver("making a stream"))?)
+    }
+
+    /// In a stream of the caller's: everything is queued there, in the order of the calls, and ordered against other streams
+    /// only by what the caller does. The context stays as it is. Allocates [`crate::raw::scratch_words`] words; after that
+    /// ops allocate nothing, except that a kernel's first use loads it ([`Self::prepare`]).
+    ///
+    /// # Errors
+    /// [`CudaError::NoToolkit`], [`CudaError::Foreign`] for cudarc's stream "per thread", or a failure of the driver.
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self, CudaError> {
+        let properties = properties(stream.context())?;
+        let scratch = CudaBuffer::zeros(&stream, Scratch::words(properties.multiprocessors))?;
+        Self::build(stream, properties, scratch)
+    }
+
+    /// [`Self::on_stream`], with memory for scratch: [`crate::raw::scratch_words`] words of this stream, which are cleared.
+    ///
+    /// # Errors
+    /// [`CudaError::Foreign`] if the slice is too short or of another stream, and those of [`Self::on_stream`].
+    pub fn with_scratch(stream: Arc<CudaStream>, scratch: CudaSlice<u32>) -> Result<Self, CudaError> {
+        if *scratch.stream() != stream {
+            return Err(CudaError::Foreign("scratch belongs to another stream"));
+        }
+        let mut scratch = CudaBuffer::from_slice(scratch);
+        scratch.clear(&stream)?;
+        let properties = properties(stream.context())?;
+        Self::build(stream, properties, scratch)
+    }
+
+    /// [`Self::on_stream`], for a stream that cudarc does not know, in the primary context of device `ordinal`; it is not
+    /// destroyed. (`CUstream` is a pointer: cast that of another version of cudarc. For other contexts, cudarc has
+    /// `CudaContext::from_raw_context` and `wrap_borrowed_stream`.)
+    ///
+    /// # Errors
+    /// [`CudaError::NoDevice`], and those of [`Self::on_stream`].
+    ///
+    /// # Safety
+    /// The stream must be of that context, and must be there until this value and its buffers are dropped. cudarc does not
+    /// see this value's use of slices: the caller orders it against other streams.
+    pub unsafe fn on_raw_stream(ordinal: usize, stream: CUstream) -> Result<Self, CudaError> {
+        let context = primary(ordinal)?;
+        // SAFETY: as the caller says.
+        Self::on_stream(unsafe { context.wrap_borrowed_stream(stream) })
+    }
+
+    /// The stream that everything is queued on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    fn build(
+        stream: Arc<CudaStream>,
+        properties: Properties,
+        scratch: CudaBuffer<u32>,
+    ) -> Result<Self, CudaError> {
+        // CU_STREAM_PER_THREAD.
+        if stream.cu_stream() as usize == 2 {
+            return Err(CudaError::Foreign("the stream is another one in each thread, not one queue"));
+        }
+        let context = Arc::clone(stream.context());
         let name = context.name().map_err(CudaError::driver("the device's name"))?;
-        let arch = arch(&context).map_err(CudaError::driver("the device's architecture"))?;
-        let properties = properties(&context).map_err(CudaError::driver("the device's limits"))?;
         let no_bulk = is_set("KIVI_NO_BULK").then_some("-DKIVI_NO_BULK=1");
         let defines: Vec<&str> = [A::DEFINE].into_iter().chain(no_bulk).collect();
-        let jit = Jit::new(&arch, properties.limits, &defines)?;
-        let decode = DecodeScratch::new(&stream, properties.multiprocessors)?;
+        let jit = Jit::new(&properties.arch, properties.limits, &defines)?;
+        let scratch = Scratch::new(scratch, properties.multiprocessors)?;
         let sync = is_set("KIVI_SYNC");
-        Ok(Self { context, stream, jit, decode, sync, name, act: PhantomData })
+        Ok(Self { context, stream, jit, scratch, sync, name, act: PhantomData })
     }
+}
+
+/// The context of device `ordinal` that every library shares.
+fn primary(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
+    probe::device(ordinal)?;
+    CudaContext::new(ordinal).map_err(CudaError::driver("starting the device"))
 }
 
 /// The architecture to compile for: the very one of the device, with its own features on Hopper.
@@ -65,19 +124,28 @@ fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| value == "1")
 }
 
-/// What launches depend on.
+/// What kernels and launches depend on.
 struct Properties {
+    arch: String,
     limits: Limits,
     multiprocessors: usize,
 }
 
-fn properties(context: &CudaContext) -> Result<Properties, cudarc::driver::DriverError> {
-    let get = |attribute| Ok(context.attribute(attribute)? as usize);
+fn properties(context: &CudaContext) -> Result<Properties, CudaError> {
+    let get = |attribute| {
+        let value = context.attribute(attribute).map_err(CudaError::driver("the device's limits"))?;
+        Ok(value as usize)
+    };
     let limits = Limits {
         per_multiprocessor: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
         per_block: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
     };
-    Ok(Properties { limits, multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? })
+    let arch = arch(context).map_err(CudaError::driver("the device's architecture"))?;
+    Ok(Properties {
+        arch,
+        limits,
+        multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+    })
 }
 
 /// Ops that are functions of [`ops`].

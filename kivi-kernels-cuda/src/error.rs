@@ -60,6 +60,9 @@ pub enum CudaError {
         /// Elements of the buffer.
         len: usize,
     },
+    /// Memory of the caller that cannot be used.
+    #[error("memory is refused: {0}")]
+    Foreign(&'static str),
     /// More blocks than one launch has.
     #[error("{kernel}: a grid of {grid:?} blocks is too large for one launch")]
     Grid {
@@ -97,7 +100,7 @@ impl KernelError for CudaError {
             Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
             Self::NoToolkit { .. } | Self::Library { .. } | Self::Compile { .. } => ErrorKind::Compile,
             Self::Grid { .. } => ErrorKind::Unsupported,
-            Self::NoDevice(_) | Self::Range { .. } => ErrorKind::Other,
+            Self::NoDevice(_) | Self::Range { .. } | Self::Foreign(_) => ErrorKind::Other,
             Self::Driver { error, .. } => driver_kind(error.0),
         }
     }

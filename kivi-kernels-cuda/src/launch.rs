@@ -24,7 +24,7 @@ struct Params<P>(P);
 unsafe impl<P: Pod> DeviceRepr for Params<P> {}
 
 impl<A: Act> Cuda<A> {
-    /// Queues `kernel` of `source` on `grid` blocks; a grid without blocks is nothing to do.
+    /// Queues `kernel` of `source` on `grid` blocks; a grid without blocks only loads it.
     ///
     /// # Safety
     /// `params` must be the struct that the kernel takes, and every address that the kernel forms from it and from what it
@@ -51,14 +51,15 @@ impl<A: Act> Cuda<A> {
         grid: [usize; 3],
         params: P,
     ) -> Result<(), CudaError> {
-        if grid.contains(&0) {
-            return Ok(());
-        }
         let (kernel, [x, y, z]) = (variant.kernel, grid);
         if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
             return Err(CudaError::Grid { kernel, grid });
         }
         let function = self.jit.function(&self.context, source, variant)?;
+        // Loaded all the same: `prepare` counts on it.
+        if grid.contains(&0) {
+            return Ok(());
+        }
         let params = Params(params);
         let config = LaunchConfig {
             grid_dim: (x as u32, y as u32, z as u32),

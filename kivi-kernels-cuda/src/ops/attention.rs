@@ -4,9 +4,10 @@ use bytemuck::{Pod, Zeroable};
 use kivi_kernels::ops::AttendParts;
 
 use super::cache::Cache;
-use super::{at, at_mut, at_or_null, decode, prefill, source};
+use super::{at_or_null, decode, prefill, rows, rows_mut, source};
 use crate::device::Cuda;
 use crate::jit::{Plan, Shape};
+use crate::raw::{RawAttend, RawCache, RawStep};
 use crate::{Act, CudaError};
 
 source!("attention.cu": AttendParams);
@@ -56,35 +57,55 @@ fn fast<A: Act>(
     cuda: &Cuda<A>,
     shape: (Shape, Plan),
     params: AttendParams,
-    max_new: usize,
+    (max_new, scratch): (usize, u64),
 ) -> Result<(), CudaError> {
     // The kernel of many rows finds the largest logit before it scales.
     if max_new <= FEW || params.scale <= 0.0 {
-        return decode::decode(cuda, shape, params, u32::MAX);
+        return decode::decode(cuda, shape, params, (u32::MAX, scratch));
     }
-    decode::decode(cuda, shape, params, FEW as u32)?;
+    decode::decode(cuda, shape, params, (FEW as u32, scratch))?;
     prefill::prefill(cuda, shape, params, FEW as u32)
 }
 
 pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let AttendParts { mut out, q, k_new, v_new, cache, batch, group, n_heads, scale, window, alibi } = op;
-    let params = AttendParams {
-        cache: Cache::new(cache, (batch, group), (&k_new, &v_new)),
-        out: at_mut(&mut out),
-        q: at(&q),
-        alibi: at_or_null(alibi),
-        out_stride: out.stride() as u64,
-        q_stride: q.stride() as u64,
-        n_heads: n_heads as u32,
-        // A window that no sequence can fill is none.
-        window: window.and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
+    let raw = RawAttend {
+        out: rows_mut(&mut out),
+        q: rows(&q),
+        k_new: rows(&k_new),
+        v_new: rows(&v_new),
+        cache: RawCache::from(cache),
+        step: RawStep::new(batch, group),
+        n_heads,
         scale,
-        rows: q.rows() as u32,
+        window,
+        alibi: at_or_null(alibi),
+        scratch: 0,
     };
-    if let Some(shape) = decode::shape(cuda, cache, (&k_new, &v_new), alibi.is_some()) {
-        return fast(cuda, shape, params, batch.max_new());
+    // SAFETY: `Attend::new` checked views, slopes, pages and slots, and `Batch::plan` the counts against pages and rings.
+    unsafe { attend_raw(cuda, &raw) }
+}
+
+/// # Safety
+/// As for [`Cuda::attend_raw`].
+pub(crate) unsafe fn attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawAttend) -> Result<(), CudaError> {
+    let RawAttend { out, q, k_new, v_new, cache, step, .. } = op;
+    let params = AttendParams {
+        cache: Cache::new(cache, step, [*k_new, *v_new]),
+        out: out.ptr,
+        q: q.ptr,
+        alibi: op.alibi,
+        out_stride: out.stride as u64,
+        q_stride: q.stride as u64,
+        n_heads: op.n_heads as u32,
+        // A window that no sequence can fill is none.
+        window: op.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
+        scale: op.scale,
+        rows: step.n_tokens as u32,
+    };
+    if let Some(shape) = decode::shape(cuda, &cache.layout, [*k_new, *v_new], op.alibi != 0) {
+        return fast(cuda, shape, params, (step.max_new, op.scratch));
     }
-    // SAFETY: `Attend::new` checked views, slopes, pages and slots, and `Batch::plan` the counts against pages and rings; a
-    // block a row and KV head.
-    unsafe { cuda.launch(&SOURCE, "attend", [q.rows(), cache.n_kv_heads(), 1], params) }
+    // SAFETY: as the caller says; a block a row and KV head.
+    unsafe { cuda.launch(&SOURCE, "attend", [step.n_tokens, cache.n_kv_heads, 1], params) }
 }

@@ -2,12 +2,12 @@
 
 use bytemuck::{Pod, Zeroable};
 use kivi_kernels::ops::{AppendParts, ClearPagesParts};
-use kivi_kernels::{Batch, KvLayer};
-use kivi_quant::{KvDtype, PageLayout, Side};
+use kivi_quant::{KvDtype, Side};
 
-use super::{ActRows, at, source};
+use super::{rows, source};
 use crate::device::Cuda;
-use crate::{Act, CudaBuffer, CudaError};
+use crate::raw::{RawAppend, RawCache, RawRows, RawStep};
+use crate::{Act, CudaError};
 
 source!("cache.cu": Cache, ClearParams);
 
@@ -66,20 +66,15 @@ struct ClearParams {
 }
 
 impl CacheSide {
-    fn new<A: Act>(
-        layout: &PageLayout,
-        side: Side,
-        [ring, sink]: [&CudaBuffer<u32>; 2],
-        [packed, packed_next]: [&CudaBuffer<u32>; 2],
-        rows: &ActRows<'_, A>,
-    ) -> Self {
+    fn new(side: Side, cache: &RawCache, step: &RawStep, rows: RawRows) -> Self {
+        let (layout, i) = (&cache.layout, usize::from(side == Side::Value));
         Self {
-            ring: ring.at(0),
-            sink: sink.at(0),
-            rows: at(rows),
-            packed: packed.at(0),
-            packed_next: packed_next.at(0),
-            row_stride: rows.stride() as u64,
+            ring: cache.rings[i],
+            sink: cache.sinks[i],
+            rows: rows.ptr,
+            packed: step.packed[i],
+            packed_next: step.packed_next[i],
+            row_stride: rows.stride as u64,
             bits: layout.bits(side).get(),
             token_words: layout.token_words(side) as u32,
             codes_start: layout.codes_start(side) as u32,
@@ -89,28 +84,21 @@ impl CacheSide {
 }
 
 impl Cache {
-    /// `cache` and the step of `batch`, whose new rows are `k_new` and `v_new`.
-    pub fn new<A: Act>(
-        cache: &KvLayer<Cuda<A>>,
-        (batch, group): (&Batch<Cuda<A>>, usize),
-        (k_new, v_new): (&ActRows<'_, A>, &ActRows<'_, A>),
-    ) -> Self {
-        let (layout, arrays) = (cache.layout(), &batch.groups[group]);
-        let config = layout.config();
-        let k_packed = [&arrays.k_packed, &arrays.k_packed_next];
-        let v_packed = [&arrays.v_packed, &arrays.v_packed_next];
+    /// `cache` and `step`, whose new rows are `k_new` and `v_new`.
+    pub fn new(cache: &RawCache, step: &RawStep, [k_new, v_new]: [RawRows; 2]) -> Self {
+        let (layout, config) = (&cache.layout, cache.layout.config());
         Self {
-            pool: cache.pool.at(0),
-            k: CacheSide::new(layout, Side::Key, [&cache.k_ring, &cache.k_sink], k_packed, k_new),
-            v: CacheSide::new(layout, Side::Value, [&cache.v_ring, &cache.v_sink], v_packed, v_new),
-            row_start: batch.row_start.at(0),
-            seq_of_row: batch.seq_of_row.at(0),
-            len: batch.len.at(0),
-            active: batch.active.at(0),
-            slots: arrays.slots.at(0),
-            page_table: arrays.page_table.at(0),
-            max_pages: arrays.max_pages as u32,
-            n_kv_heads: cache.n_kv_heads() as u32,
+            pool: cache.pool,
+            k: CacheSide::new(Side::Key, cache, step, k_new),
+            v: CacheSide::new(Side::Value, cache, step, v_new),
+            row_start: step.row_start,
+            seq_of_row: step.seq_of_row,
+            len: step.len,
+            active: step.active,
+            slots: step.slots,
+            page_table: step.page_table,
+            max_pages: step.max_pages as u32,
+            n_kv_heads: cache.n_kv_heads as u32,
             head_dim: layout.head_dim() as u32,
             group_size: config.group_size() as u32,
             residual: config.residual_length() as u32,
@@ -120,7 +108,7 @@ impl Cache {
             row_words: layout.row_words() as u32,
             page_words: layout.page_words() as u32,
             value_groups: layout.value_groups() as u32,
-            n_seqs: batch.n_seqs() as u32,
+            n_seqs: step.n_seqs as u32,
         }
     }
 }
@@ -136,19 +124,29 @@ fn number(dtype: KvDtype) -> u32 {
 
 pub(crate) fn append<A: Act>(cuda: &Cuda<A>, op: AppendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let AppendParts { k_new, v_new, cache, batch, group } = op;
-    let params = Cache::new(cache, (batch, group), (&k_new, &v_new));
-    let config = cache.layout().config();
+    let (cache, step) = (RawCache::from(&*cache), RawStep::new(batch, group));
+    let raw = RawAppend { k_new: rows(&k_new), v_new: rows(&v_new), cache, step };
+    // SAFETY: `Append::new` checked rows, pages and slots against the cache and `Batch::plan` the counts against pages and
+    // rings.
+    unsafe { append_raw(cuda, &raw) }
+}
+
+/// # Safety
+/// As for [`Cuda::append_raw`].
+pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError> {
+    let RawAppend { k_new, v_new, cache, step } = op;
+    let params = Cache::new(cache, step, [*k_new, *v_new]);
+    let config = cache.layout.config();
     if config.is_quantized() {
         // How much is due is known on the device alone: at least a block for each group of a full ring.
         let groups = config.residual_length() / config.group_size() + 1;
-        let parts = batch.max_new().clamp(groups, MAX_PARTS.max(groups));
-        let grid = [parts, cache.n_kv_heads(), batch.n_seqs()];
-        // SAFETY: `Append::new` checked rows, pages and slots against the cache and `Batch::plan` the counts against
-        // pages and rings; the kernel keeps to what they say is due.
+        let parts = step.max_new.clamp(groups, MAX_PARTS.max(groups));
+        let grid = [parts, cache.n_kv_heads, step.n_seqs];
+        // SAFETY: as the caller says; the kernel keeps to what counts and page tables say is due.
         unsafe { cuda.launch(&SOURCE, "append_pack", grid, params)? };
     }
     // SAFETY: as above. The queue is in order, so the rings have been read.
-    unsafe { cuda.launch(&SOURCE, "append_store", [batch.n_tokens(), cache.n_kv_heads(), 1], params) }
+    unsafe { cuda.launch(&SOURCE, "append_store", [step.n_tokens, cache.n_kv_heads, 1], params) }
 }
 
 pub(crate) fn clear_pages<A: Act>(cuda: &Cuda<A>, op: ClearPagesParts<'_, Cuda<A>>) -> Result<(), CudaError> {

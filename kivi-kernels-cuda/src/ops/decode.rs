@@ -1,15 +1,14 @@
 //! Attention of single rows over long caches: as many blocks as the device holds share all tokens.
 
-use std::sync::Arc;
-
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::CudaStream;
-use kivi_kernels::KvLayer;
+use kivi_kernels::Buffer;
+use kivi_quant::PageLayout;
 
 use super::attention::AttendParams;
-use super::{ActRows, at, source};
+use super::source;
 use crate::device::Cuda;
 use crate::jit::{Plan, Shape, Variant};
+use crate::raw::RawRows;
 use crate::{Act, CudaBuffer, CudaError};
 
 source!(shaped "decode.cu": DecodeParams);
@@ -31,56 +30,66 @@ struct DecodeParams {
     few: u32,
 }
 
-/// What the blocks of a launch leave for each other: partial results, and how many came.
-pub(crate) struct DecodeScratch {
-    partials: CudaBuffer<f32>,
-    arrived: CudaBuffer<u32>,
+/// What the blocks of a launch leave for each other: how many came, and partial results.
+pub(crate) struct Scratch {
+    words: CudaBuffer<u32>,
     multiprocessors: usize,
 }
 
-impl DecodeScratch {
-    /// For a device of so many multiprocessors.
-    pub fn new(stream: &Arc<CudaStream>, multiprocessors: usize) -> Result<Self, CudaError> {
-        let blocks = multiprocessors * MAX_BLOCKS;
-        let partial = QUERIES * (MAX_HEAD_DIM + 2);
-        Ok(Self {
-            partials: CudaBuffer::uninit(stream, blocks * 2 * partial)?,
-            arrived: CudaBuffer::zeros(stream, blocks)?,
-            multiprocessors,
-        })
+impl Scratch {
+    /// Words for a device of so many multiprocessors.
+    pub fn words(multiprocessors: usize) -> usize {
+        let partials = multiprocessors * MAX_BLOCKS * 2 * QUERIES * (MAX_HEAD_DIM + 2);
+        Self::counters(multiprocessors) + partials
+    }
+
+    /// Those before the partial results: a counter a block, up to a multiple of 256 bytes.
+    fn counters(multiprocessors: usize) -> usize {
+        (multiprocessors * MAX_BLOCKS).next_multiple_of(64)
+    }
+
+    /// In `words`, which are all zero, of a device of so many multiprocessors.
+    ///
+    /// # Errors
+    /// [`CudaError::Foreign`] if there are too few.
+    pub fn new(words: CudaBuffer<u32>, multiprocessors: usize) -> Result<Self, CudaError> {
+        let enough = words.len() >= Self::words(multiprocessors);
+        let why = "scratch has fewer words than raw::scratch_words asks for";
+        if enough { Ok(Self { words, multiprocessors }) } else { Err(CudaError::Foreign(why)) }
     }
 }
 
-/// The shape of `cache`, if the kernel takes it and these new rows: it reads 16 bytes of them at a time.
+/// The shape of `layout`, if the kernel takes it and these new rows: it reads 16 bytes of them at a time.
 pub(super) fn shape<A: Act>(
     cuda: &Cuda<A>,
-    cache: &KvLayer<Cuda<A>>,
-    (k_new, v_new): (&ActRows<'_, A>, &ActRows<'_, A>),
+    layout: &PageLayout,
+    new: [RawRows; 2],
     alibi: bool,
 ) -> Option<(Shape, Plan)> {
-    let aligned = [k_new, v_new].iter().all(|rows| at(rows) % 16 == 0 && rows.stride() % 8 == 0);
-    let shape = Shape::new(cache.layout(), A::DTYPE, alibi).filter(|_| aligned)?;
+    let aligned = new.iter().all(|rows| rows.ptr % 16 == 0 && rows.stride % 8 == 0);
+    let shape = Shape::new(layout, A::DTYPE, alibi).filter(|_| aligned)?;
     Some((shape, cuda.jit.plan(shape)?))
 }
 
-/// Attention of the rows of `attend` of sequences that have at most `few` new ones.
+/// Attention of the rows of `attend` of sequences that have at most `few` new ones, with scratch of the caller or, if that is
+/// null, of `cuda`.
 pub(super) fn decode<A: Act>(
     cuda: &Cuda<A>,
     (shape, plan): (Shape, Plan),
     attend: AttendParams,
-    few: u32,
+    (few, scratch): (u32, u64),
 ) -> Result<(), CudaError> {
-    let scratch = &cuda.decode;
+    let Scratch { words, multiprocessors } = &cuda.scratch;
+    let scratch = if scratch == 0 { words.device_ptr() } else { scratch };
     let params = DecodeParams {
         attend,
-        partials: scratch.partials.at(0),
-        arrived: scratch.arrived.at(0),
+        partials: scratch + 4 * Scratch::counters(*multiprocessors) as u64,
+        arrived: scratch,
         query_blocks: attend.ratio().div_ceil(QUERIES) as u32,
         few,
     };
     let variant = Variant { kernel: "decode", shape: Some(shape), shared: plan.shared };
-    let blocks = scratch.multiprocessors * plan.blocks.min(MAX_BLOCKS);
-    // SAFETY: `Attend::new` checked views, slopes, pages and slots, and `Batch::plan` the counts against pages and rings;
-    // scratch has two partial results and a counter for each block.
+    let blocks = if attend.rows() > 0 { multiprocessors * plan.blocks.min(MAX_BLOCKS) } else { 0 };
+    // SAFETY: as the caller of `attend_raw` says; scratch has two partial results and a counter for each block.
     unsafe { cuda.launch_variant(&SOURCE, variant, [blocks, 1, 1], params) }
 }

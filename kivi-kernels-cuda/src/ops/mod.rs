@@ -13,10 +13,10 @@ mod select;
 
 use kivi_kernels::{Element, Rows, RowsMut, Weight};
 
-pub(crate) use attention::attend;
+pub(crate) use attention::{attend, attend_raw};
 pub(crate) use bandwidth::sum_words;
-pub(crate) use cache::{append, clear_pages};
-pub(crate) use decode::DecodeScratch;
+pub(crate) use cache::{append, append_raw, clear_pages};
+pub(crate) use decode::Scratch;
 pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
 pub(crate) use norm::{layer_norm, rms_norm};
@@ -25,6 +25,7 @@ pub(crate) use select::{argmax, gather, top_k};
 
 use crate::device::Cuda;
 use crate::jit::Source;
+use crate::raw::RawRows;
 use crate::{Act, CudaBuffer};
 
 /// Every source.
@@ -68,6 +69,16 @@ fn at<A: Act, T: Element>(x: &Rows<'_, Cuda<A>, T>) -> u64 {
 fn at_mut<A: Act, T: Element>(x: &mut RowsMut<'_, Cuda<A>, T>) -> u64 {
     let offset = x.offset();
     x.buffer().at(offset)
+}
+
+/// A view as address and stride.
+fn rows<A: Act>(x: &ActRows<'_, A>) -> RawRows {
+    RawRows { ptr: at(x), stride: x.stride() }
+}
+
+/// A view that is written, likewise.
+fn rows_mut<A: Act>(x: &mut RowsMut<'_, Cuda<A>, A>) -> RawRows {
+    RawRows { ptr: at_mut(x), stride: x.stride() }
 }
 
 /// Address of a buffer that may be absent: null.

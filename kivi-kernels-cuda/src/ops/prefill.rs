@@ -31,6 +31,6 @@ pub(super) fn prefill<A: Act>(
     let heads = attend.kv_heads();
     let variant = Variant { kernel: "prefill", shape: Some(shape), shared: plan.prefill.shared };
     let params = PrefillParams { attend, few, unused: 0 };
-    // SAFETY: as for the plain kernel; blocks beyond the last do nothing.
+    // SAFETY: as the caller of `attend_raw` says; blocks beyond the last do nothing.
     unsafe { cuda.launch_variant(&SOURCE, variant, [blocks, heads, 1], params) }
 }
