@@ -2,8 +2,9 @@
 //   append_pack   quantizes what is due, from the ring or the new rows, into pages     grid (parts, n_kv_heads, n_seqs)
 //   append_store  puts the other new rows into ring, sinks and 16-bit pages            grid (rows, n_kv_heads)
 //   clear_pages   zeroes pages                                                         grid (pages)
-// append_pack runs first: a row leaves the ring before a new one takes its place. Codes are those of kivi_quant::group, bit
-// for bit: every operation is rounded as IEEE says, nothing is contracted.
+// append.cu appends to the usual layouts, the first two here to any. append_pack runs first: a row leaves the ring
+// before a new one takes its place. Codes are those of kivi_quant::group, bit for bit: every operation is rounded as
+// IEEE says, nothing is contracted.
 #include "page.cuh"
 
 KIVI_CHECK_SIZE(Cache);
@@ -16,20 +17,6 @@ struct ClearParams {
 KIVI_CHECK_SIZE(ClearParams);
 
 constexpr u32 MAX_GROUPS = MAX_HEAD_DIM / 32;
-constexpr float F16_MAX = 65504.0f;
-
-__device__ float max_code(u32 bits) { return (float)((1u << bits) - 1); }
-
-// Scale and zero of a group, in the low and the high half (GroupParams::from_range).
-__device__ u32 params_of(float min, float max, u32 bits) {
-    if (min > max) {
-        return 0;  // no number in the group
-    }
-    float scale = fminf(__fdiv_rn(__fsub_rn(max, min), max_code(bits)), F16_MAX);
-    scale = scale > 0.0f ? scale : 0.0f;
-    float zero = __fadd_rn(fminf(fmaxf(min, -F16_MAX), F16_MAX), 0.0f);  // -0 becomes 0
-    return __half_as_ushort(__float2half_rn(scale)) | (u32)__half_as_ushort(__float2half_rn(zero)) << 16;
-}
 
 // The code of x (GroupParams::quantize).
 __device__ u32 code_of(float x, u32 params, u32 bits) {

@@ -131,3 +131,18 @@ __device__ inline u32 channel_at(u32 head_dim, u32 place) {
 
 // Scale or zero in the half of a word that starts with bit shift.
 __device__ inline float half_at(u32 word, u32 shift) { return to_f32(__ushort_as_half((u16)(word >> shift))); }
+
+constexpr float F16_MAX = 65504.0f;
+
+__device__ inline float max_code(u32 bits) { return (float)((1u << bits) - 1); }
+
+// Scale and zero of a group, in the low and the high half (GroupParams::from_range).
+__device__ inline u32 params_of(float min, float max, u32 bits) {
+    if (min > max) {
+        return 0;  // no number in the group
+    }
+    float scale = fminf(__fdiv_rn(__fsub_rn(max, min), max_code(bits)), F16_MAX);
+    scale = scale > 0.0f ? scale : 0.0f;
+    float zero = __fadd_rn(fminf(fmaxf(min, -F16_MAX), F16_MAX), 0.0f);  // -0 becomes 0
+    return __half_as_ushort(__float2half_rn(scale)) | (u32)__half_as_ushort(__float2half_rn(zero)) << 16;
+}

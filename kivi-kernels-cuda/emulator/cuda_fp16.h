@@ -130,6 +130,12 @@ struct __half {
 struct __nv_bfloat16 {
     uint16_t bits;
 };
+struct __half2 {
+    __half x, y;
+};
+struct __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
 
 template <class To, class From>
 To emulator_cast(From x) {
@@ -157,6 +163,36 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+// As inaccurate as it may be: 2 ulp.
+inline float __fdividef(float a, float b) {
+    float quotient = a / b;
+    unsigned bits = __float_as_uint(quotient);
+    return bits && quotient < 1e30f ? __uint_as_float(bits + bits % 5 - 2) : quotient;
+}
+
+// The smaller or the larger of two: a number if one is, and -0 below 0.
+inline float emulator_lesser(float a, float b) {
+    return a == 0.0f && b == 0.0f ? (std::signbit(a) ? a : b) : fminf(a, b);
+}
+inline float emulator_greater(float a, float b) { return -emulator_lesser(-a, -b); }
+inline __half emulator_half(float x) { return x == x ? __float2half_rn(x) : __half{0x7fff}; }
+inline __half2 __hmin2(__half2 a, __half2 b) {
+    return {emulator_half(emulator_lesser(__half2float(a.x), __half2float(b.x))),
+            emulator_half(emulator_lesser(__half2float(a.y), __half2float(b.y)))};
+}
+inline __half2 __hmax2(__half2 a, __half2 b) {
+    return {emulator_half(emulator_greater(__half2float(a.x), __half2float(b.x))),
+            emulator_half(emulator_greater(__half2float(a.y), __half2float(b.y)))};
+}
+inline __nv_bfloat162 __hmin2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {__float2bfloat16_rn(emulator_lesser(__bfloat162float(a.x), __bfloat162float(b.x))),
+            __float2bfloat16_rn(emulator_lesser(__bfloat162float(a.y), __bfloat162float(b.y)))};
+}
+inline __nv_bfloat162 __hmax2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {__float2bfloat16_rn(emulator_greater(__bfloat162float(a.x), __bfloat162float(b.x))),
+            __float2bfloat16_rn(emulator_greater(__bfloat162float(a.y), __bfloat162float(b.y)))};
+}
 
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
     uint64_t bytes = (uint64_t)high << 32 | low;
@@ -165,6 +201,9 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
         result |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     }
     return result;
+}
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+    return (unsigned)(((uint64_t)high << 32 | low) << shift % 32 >> 32);
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }

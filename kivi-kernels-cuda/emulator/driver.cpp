@@ -239,7 +239,14 @@ Result cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 Result cuCtxGetCurrent(void** context) { return *context = (void*)0x10, SUCCESS; }
 Result cuCtxSetCurrent(void*) { return SUCCESS; }
 Result cuCtxSynchronize() { return SUCCESS; }
-Result cuStreamCreate(void** stream, unsigned) { return *stream = (void*)0x20, SUCCESS; }
+Result cuStreamCreate(void** stream, unsigned) {
+    static uint64_t number = 0x20;
+    return *stream = (void*)number++, SUCCESS;
+}
+Result cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
+Result cuEventCreate(void** event, unsigned) { return *event = (void*)0x30, SUCCESS; }
+Result cuEventDestroy_v2(void*) { return SUCCESS; }
+Result cuEventRecord(void*, void*) { return SUCCESS; }
 Result cuStreamDestroy_v2(void*) { return SUCCESS; }
 Result cuStreamSynchronize(void*) { return SUCCESS; }
 Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = 1 << 30, SUCCESS; }

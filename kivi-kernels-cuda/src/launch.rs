@@ -40,7 +40,7 @@ impl<A: Act> Cuda<A> {
         unsafe { self.launch_variant(source, Variant { kernel, shape: None, shared: 0 }, grid, params) }
     }
 
-    /// The same for a kernel of a shape.
+    /// The same for a kernel of a shape, or with dynamic shared memory.
     ///
     /// # Safety
     /// As for [`Self::launch`].

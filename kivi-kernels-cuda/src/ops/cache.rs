@@ -1,12 +1,12 @@
 //! The cache as kernels see it, and writing it.
 
 use bytemuck::{Pod, Zeroable};
-use kivi_kernels::ops::{AppendParts, ClearPagesParts};
+use kivi_kernels::ops::ClearPagesParts;
 use kivi_quant::{KvDtype, Side};
 
-use super::{rows, source};
+use super::source;
 use crate::device::Cuda;
-use crate::raw::{RawAppend, RawCache, RawRows, RawStep};
+use crate::raw::{RawCache, RawRows, RawStep};
 use crate::{Act, CudaError};
 
 source!("cache.cu": Cache, ClearParams);
@@ -122,20 +122,15 @@ fn number(dtype: KvDtype) -> u32 {
     }
 }
 
-pub(crate) fn append<A: Act>(cuda: &Cuda<A>, op: AppendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
-    let AppendParts { k_new, v_new, cache, batch, group } = op;
-    let (cache, step) = (RawCache::from(&*cache), RawStep::new(batch, group));
-    let raw = RawAppend { k_new: rows(&k_new), v_new: rows(&v_new), cache, step };
-    // SAFETY: `Append::new` checked rows, pages and slots against the cache and `Batch::plan` the counts against pages and
-    // rings.
-    unsafe { append_raw(cuda, &raw) }
-}
-
+/// Appending for any layout: an element at a time, in two launches.
+///
 /// # Safety
 /// As for [`Cuda::append_raw`].
-pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError> {
-    let RawAppend { k_new, v_new, cache, step } = op;
-    let params = Cache::new(cache, step, [*k_new, *v_new]);
+pub(super) unsafe fn append<A: Act>(
+    cuda: &Cuda<A>,
+    params: Cache,
+    (cache, step): (&RawCache, &RawStep),
+) -> Result<(), CudaError> {
     let config = cache.layout.config();
     if config.is_quantized() {
         // How much is due is known on the device alone: at least a block for each group of a full ring.

@@ -1,5 +1,6 @@
 //! The ops: grids and arguments, one file a family, as the `.cu` files.
 
+mod append;
 mod attention;
 mod bandwidth;
 mod cache;
@@ -13,9 +14,10 @@ mod select;
 
 use kivi_kernels::{Element, Rows, RowsMut, Weight};
 
+pub(crate) use append::{append, append_raw};
 pub(crate) use attention::{attend, attend_raw};
 pub(crate) use bandwidth::sum_words;
-pub(crate) use cache::{append, append_raw, clear_pages};
+pub(crate) use cache::clear_pages;
 pub(crate) use decode::Scratch;
 pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
@@ -36,6 +38,7 @@ pub(crate) const SOURCES: &[&Source] = &[
     &elementwise::SOURCE,
     &select::SOURCE,
     &cache::SOURCE,
+    &append::SOURCE,
     &attention::SOURCE,
     &bandwidth::SOURCE,
     &decode::SOURCE,

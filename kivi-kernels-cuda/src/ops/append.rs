@@ -1,0 +1,50 @@
+//! Appending to the cache, each new row read once.
+
+use bytemuck::{Pod, Zeroable};
+use kivi_kernels::ops::AppendParts;
+
+use super::cache::{self, Cache};
+use super::{decode, rows, source};
+use crate::device::Cuda;
+use crate::jit::Variant;
+use crate::raw::{RawAppend, RawCache, RawStep};
+use crate::{Act, CudaError};
+
+source!(shaped "append.cu": AppendParams);
+
+/// About as many tokens as a tile has; with large heads half.
+const TILE: usize = 256;
+/// Most blocks that share one head of one sequence; they loop where there is more.
+const MAX_PARTS: usize = 4096;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct AppendParams {
+    cache: Cache,
+}
+
+pub(crate) fn append<A: Act>(cuda: &Cuda<A>, op: AppendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
+    let AppendParts { k_new, v_new, cache, batch, group } = op;
+    let (cache, step) = (RawCache::from(&*cache), RawStep::new(batch, group));
+    let raw = RawAppend { k_new: rows(&k_new), v_new: rows(&v_new), cache, step };
+    // SAFETY: `Append::new` checked rows, pages and slots against the cache and `Batch::plan` the counts against pages and
+    // rings.
+    unsafe { append_raw(cuda, &raw) }
+}
+
+/// # Safety
+/// As for [`Cuda::append_raw`].
+pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError> {
+    let RawAppend { k_new, v_new, cache, step } = op;
+    let new = [*k_new, *v_new];
+    let params = Cache::new(cache, step, new);
+    let Some((shape, _)) = decode::shape(cuda, &cache.layout, new, false) else {
+        // SAFETY: as the caller says.
+        return unsafe { cache::append(cuda, params, (cache, step)) };
+    };
+    let variant = Variant { kernel: "append", shape: Some(shape), shared: 0 };
+    let parts = step.max_new.div_ceil(TILE).clamp(1, MAX_PARTS);
+    let grid = [2 * cache.n_kv_heads, parts, step.n_seqs];
+    // SAFETY: as the caller says; the kernel keeps to what counts and page tables say is due.
+    unsafe { cuda.launch_variant(&SOURCE, variant, grid, AppendParams { cache: params }) }
+}
