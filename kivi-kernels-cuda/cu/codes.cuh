@@ -1,13 +1,15 @@
-// codes.cuh: packed keys and values of one layout as operands of mma.m16n8k16. The layout is fixed when this is compiled:
+// codes.cuh: packed keys and values of one layout, fixed when this is compiled, as operands of mma.m16n8k16:
 //   KIVI_K_BITS, KIVI_V_BITS (2, 4, 8; 16: rows as they are), KIVI_HEAD_DIM, KIVI_GROUP_SIZE, KIVI_PAGE_TOKENS
 //
-// A field of a word is a code in each of its halves: a pair along the contracted index. Masked, not shifted, it is a pair of
-// subnormal f16: code 2^(bits place - 24). Places reach as far as the 10 bits of a significand; further fields are shifted first.
+// A field of a word is a code in each of its halves: a pair along the contracted index. Masked, not shifted, it is a
+// pair of subnormal f16: code 2^(bits place - 24). Places reach as far as the 10 bits of a significand; further fields
+// are shifted first.
 //
 // Keys: the contracted index is the channel, in any order that q has too. Lane 4 g + t takes row g's words
 // chunk * 4 + t, a chunk being 1, 2 or 4 words; words that are left over are shared by 2 or 4 lanes.
-// Values: the contracted index is the token; lane 4 g + t takes unit g of the pairs t and t + 4 of 16 tokens. Row h of tile
-// i is channel 16 i + 2 g + h.
+//
+// Values: the contracted index is the token; lane 4 g + t takes unit g of the pairs t and t + 4 of 16 tokens. Row h of
+// tile i is channel 16 i + 2 g + h.
 #pragma once
 #include "page.cuh"
 #include "ptx.cuh"
@@ -102,7 +104,8 @@ struct ValueWords {
     static constexpr u32 OWN = HEAD_DIM / 64 * V_CODE_BITS / 2;  // of whole blocks of 64 channels
     static constexpr u32 REST = HEAD_DIM % 64 / 8;          // codes of what is left
     static constexpr u32 LEFT = (REST * V_CODE_BITS + 15) / 16;  // words with those
-    static constexpr u32 SHARE = REST && REST * V_CODE_BITS < 16 ? 16 / (REST * V_CODE_BITS) : 1;  // lanes to such a word
+    // Lanes to such a word.
+    static constexpr u32 SHARE = REST && REST * V_CODE_BITS < 16 ? 16 / (REST * V_CODE_BITS) : 1;
 
     u32 own[OWN ? OWN : 1];
     u32 left[LEFT ? LEFT : 1];

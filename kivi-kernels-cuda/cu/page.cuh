@@ -1,4 +1,4 @@
-// page.cuh: the cache of a layer and the sequences of a step, as append and attend read them. docs/format.md draws a page:
+// page.cuh: the cache of a layer and the sequences of a step, as append and attend read them. A page (docs/format.md):
 //   record  | key codes | key scales, zeros | value codes | value scales, zeros |
 //     keys    code of channel c of token t: word t * words + c / (32 / b), bits 16 (c' % 2) + b (c' / 2), c' = c % (32 / b)
 //             scale: word (t / g) * head_dim + c / 2 * 2, half c % 2; zero: one word on

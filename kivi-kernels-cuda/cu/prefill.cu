@@ -1,10 +1,10 @@
-// prefill.cu: attention of many rows a sequence, exact and causal, on tensor cores (FlashAttention-2, arXiv 2307.08691).
+// prefill.cu: attention of many rows a sequence, on tensor cores (FlashAttention-2, arXiv 2307.08691).
 //   grid (blocks of query rows, n_kv_heads)
 //
-// The query rows of a sequence and KV head are its new tokens times the query heads that share the KV head: row m is head
-// m % ratio of new token m / ratio. A block has BLOCK_ROWS of them, a warp 16 or 32, and goes over the tokens in tiles of TILE:
-// from pages (dequantized), ring, sinks and the new rows alike, brought to shared memory a tile ahead. Sequences with few new
-// rows are decode.cu's.
+// The query rows of a sequence and KV head are its new tokens times the query heads that share the KV head: row m is
+// head m % ratio of new token m / ratio. A block has BLOCK_ROWS of them, a warp 16 or 32, and goes over the tokens in
+// tiles of TILE: from pages (dequantized), ring, sinks and the new rows alike, brought to shared memory a tile ahead.
+// Sequences with few new rows are decode.cu's.
 #include "codes.cuh"
 #include "row.cuh"
 
@@ -87,7 +87,8 @@ __device__ __forceinline__ u32 value_codes(const Row& row, u32 channel) {
 
 // Brings the row of a token with PER_ROW threads; zeros if it is not seen.
 template <bool KEY>
-__device__ __forceinline__ void load_row(const Cache& c, const Side& side, u32 seq, u32 head, u32 token, bool seen, Act* to) {
+__device__ __forceinline__ void load_row(const Cache& c, const Side& side, u32 seq, u32 head, u32 token, bool seen,
+                                         Act* to) {
     u32 part = threadIdx.x % PER_ROW;
     Row row = {Row::FULL, nullptr, nullptr, 0};
     if (seen) {
@@ -106,7 +107,8 @@ __device__ __forceinline__ void load_row(const Cache& c, const Side& side, u32 s
 }
 
 // Brings the tokens from token on that are in [low, high).
-__device__ __forceinline__ void load_tile(const Cache& c, Shared& sh, u32 stage, u32 seq, u32 token, u32 low, u32 high) {
+__device__ __forceinline__ void load_tile(const Cache& c, Shared& sh, u32 stage, u32 seq, u32 token, u32 low,
+                                          u32 high) {
     u32 row = threadIdx.x / PER_ROW, head = blockIdx.y;
     bool seen = token + row >= low && token + row < high;
     load_row<true>(c, c.k, seq, head, token + row, seen, sh.k[stage][row]);
@@ -179,7 +181,8 @@ struct Lines {
 };
 
 // Takes out what rows do not see, and adds slopes.
-__device__ __forceinline__ void mask(float (&s)[M_TILES][N_TILES][4], const Lines& lines, u32 token, u32 window, float scale) {
+__device__ __forceinline__ void mask(float (&s)[M_TILES][N_TILES][4], const Lines& lines, u32 token, u32 window,
+                                     float scale) {
     u32 t = threadIdx.x % 4;
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {

@@ -2,7 +2,8 @@
 #pragma once
 #include "softmax.cuh"
 
-// Whether a scale among these words, those of a lane, is 512 or more: its exponent's two upper bits are set. Zeros may say so too.
+// Whether a scale among these words, those of a lane, is 512 or more: its exponent's two upper bits are set. Zeros may
+// say so too.
 __device__ __forceinline__ bool any_wide(const char* params, u32 bytes) {
     u32 both = 0;
     for (u32 i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16) {
@@ -13,7 +14,8 @@ __device__ __forceinline__ bool any_wide(const char* params, u32 bytes) {
 }
 
 // Logits of a tile over codes, relative to the reference, as those below.
-__device__ __forceinline__ void code_logits(const char* stage, const Queries& q, const State& s, float (&y)[M_TILES][4]) {
+__device__ __forceinline__ void code_logits(const char* stage, const Queries& q, const State& s,
+                                            float (&y)[M_TILES][4]) {
     u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     const uint4* params = (const uint4*)(stage + K_PARAMS_AT);
     float zero[4] = {}, norm[2] = {q.norm[0] * (SUBNORMAL / K_FOLD), q.norm[1] * (SUBNORMAL / K_FOLD)};
@@ -23,7 +25,8 @@ __device__ __forceinline__ void code_logits(const char* stage, const Queries& q,
         uint4 w = params[KeyWords::pair_of(i, t) / 2];  // scales, zeros, scales, zeros
         folded[i][0] = multiply_f16(q.codes[i][0], w.x);
         folded[i][1] = multiply_f16(q.codes[i][1], w.z);
-        mma(zero, {w.x, w.y, w.z, w.w}, q.zeros[i][0], q.zeros[i][1], __half());  // rows g: scales, of no use; g + 8: zeros
+        // Rows g: scales, of no use; rows g + 8: zeros.
+        mma(zero, {w.x, w.y, w.z, w.w}, q.zeros[i][0], q.zeros[i][1], __half());
     }
     if (any_wide(stage + K_PARAMS_AT, K_PARAM_BYTES)) {
         for (u32 i = 0; i < STEPS; ++i) {
@@ -45,7 +48,8 @@ __device__ __forceinline__ void code_logits(const char* stage, const Queries& q,
         float c[4] = {};
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
-            mma(c, {low.pair(i, 0), high.pair(i, 0), low.pair(i, 1), high.pair(i, 1)}, folded[i][0], folded[i][1], __half());
+            mma(c, {low.pair(i, 0), high.pair(i, 0), low.pair(i, 1), high.pair(i, 1)}, folded[i][0], folded[i][1],
+                __half());
         }
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) {
@@ -55,7 +59,8 @@ __device__ __forceinline__ void code_logits(const char* stage, const Queries& q,
 }
 
 // Logits of a tile over rows in shared memory.
-__device__ __forceinline__ void row_logits(const char* stage, const Queries& q, const State& s, float (&y)[M_TILES][4]) {
+__device__ __forceinline__ void row_logits(const char* stage, const Queries& q, const State& s,
+                                           float (&y)[M_TILES][4]) {
     u32 lane = threadIdx.x % WARP;
     const Act* row = (const Act*)stage + (lane % 16) * ROW_STRIDE + lane / 16 * 8;
 #pragma unroll
@@ -96,8 +101,8 @@ __device__ __forceinline__ void mix_codes(const char* stage, State& s, const u32
                 low_p = multiply_f16(p[m][0], low_params[16 * i / GROUP_SIZE]);
                 high_p = multiply_f16(p[m][1], high_params[16 * i / GROUP_SIZE]);
             }
-            mma(s.sum[i], {low_words.pair(i, 0), low_words.pair(i, 1), high_words.pair(i, 0), high_words.pair(i, 1)}, low_p,
-                high_p, __half());
+            mma(s.sum[i], {low_words.pair(i, 0), low_words.pair(i, 1), high_words.pair(i, 0), high_words.pair(i, 1)},
+                low_p, high_p, __half());
         }
     }
 }
@@ -118,7 +123,9 @@ __device__ __forceinline__ void mix_rows(const char* stage, State& s, const u32 
 }
 
 // The channel of row h of tile i.
-__device__ __forceinline__ u32 channel_of(u32 i, u32 h, u32 g) { return V_CODES ? 16 * i + 2 * g + h : 16 * i + 8 * h + g; }
+__device__ __forceinline__ u32 channel_of(u32 i, u32 h, u32 g) {
+    return V_CODES ? 16 * i + 2 * g + h : 16 * i + 8 * h + g;
+}
 
 // Makes sums of codes in their places sums of values.
 __device__ __forceinline__ void settle(State& s) {

@@ -1,5 +1,5 @@
-// ptx.cuh: instructions that CUDA C++ has no name for, one function each, and nothing else. Fragments are those of the PTX
-// manual: lane 4 g + t holds row (A, C) or column (B) g, and the pairs t and t + 4 along the other side.
+// ptx.cuh: instructions that CUDA C++ has no name for, one function each, and nothing else. Fragments are those of the
+// PTX manual: lane 4 g + t holds row (A, C) or column (B) g, and the pairs t and t + 4 along the other side.
 #pragma once
 #include "kivi.cuh"
 
@@ -13,13 +13,15 @@ __device__ __forceinline__ u32 shared_address(const void* shared) { return (u32)
 
 // c += a b for a of 16 x 16 and b of 16 x 8 elements.
 __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, __half) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, __nv_bfloat16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -79,7 +81,8 @@ __device__ __forceinline__ u32 multiply_f16(u32 a, u32 b) {
     return c;
 }
 
-// cp.async (sm_80): 16 bytes to shared memory; zeros instead if not valid. A group is what was queued since the last commit.
+// cp.async (sm_80): 16 bytes to shared memory; zeros instead if not valid. A group is what was queued since the last
+// commit.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)

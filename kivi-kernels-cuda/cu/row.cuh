@@ -1,4 +1,5 @@
-// row.cuh: attention's parameters, and where the row of a token lies, in which form: for kernels that read one row at a time.
+// row.cuh: attention's parameters, and where the row of a token lies, in which form: for kernels that read one row at a
+// time.
 #pragma once
 #include "page.cuh"
 

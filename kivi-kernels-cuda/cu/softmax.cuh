@@ -108,8 +108,8 @@ struct State {
     }
 };
 
-// Logits y of N tiles of 16 tokens, in powers of 2 and relative to the reference, become weights: operand B of the products
-// with values.
+// Logits y of N tiles of 16 tokens, in powers of 2 and relative to the reference, become weights: operand B of the
+// products with values.
 template <u32 N, class T>
 __device__ __forceinline__ void softmax(State& s, float (&y)[N][4], u32 (&p)[N][2], T type) {
     float largest = y[0][0];

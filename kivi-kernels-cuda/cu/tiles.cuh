@@ -2,8 +2,10 @@
 #pragma once
 #include "products.cuh"
 
-// Row of a token in full precision, in the cache's type, which is that of activations; null if it is not in [low, high).
-__device__ __forceinline__ const Act* row_of(const Cache& c, const Side& side, const Span& span, u32 token, u32 low, u32 high) {
+// Row of a token in full precision, in the cache's type, which is that of activations; null if it is not in [low,
+// high).
+__device__ __forceinline__ const Act* row_of(const Cache& c, const Side& side, const Span& span, u32 token, u32 low,
+                                             u32 high) {
     bool seen = token >= low && token < high;
     return seen ? (const Act*)find_row(c, side, span.extent.seq, span.head, token).data : nullptr;
 }
@@ -30,7 +32,9 @@ __device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, c
     }
     if (HEAD_DIM % 32) {
         u32 channel = HEAD_DIM / 32 * 32 + 4 * t;
-        mma(sums, {pair_at(above, channel), pair_at(below, channel), pair_at(above, channel + 2), pair_at(below, channel + 2)},
+        mma(sums,
+            {pair_at(above, channel), pair_at(below, channel), pair_at(above, channel + 2),
+             pair_at(below, channel + 2)},
             *(const u32*)&sh.q[g][channel], *(const u32*)&sh.q[g][channel + 2], Act());
     }
 #pragma unroll
@@ -53,7 +57,8 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
         u32 v[4];  // tokens 2 t and 2 t + 1 (v[0], v[1]), then 8 more; rows h = 0, 1
 #pragma unroll
         for (u32 j = 0; j < 4; j += 2) {
-            u32 even = pair_at(rows[j], channel_of(i, 0, g) & ~1u), odd = pair_at(rows[j + 1], channel_of(i, 0, g) & ~1u);
+            u32 even = pair_at(rows[j], channel_of(i, 0, g) & ~1u);
+            u32 odd = pair_at(rows[j + 1], channel_of(i, 0, g) & ~1u);
             if (V_CODES) {
                 v[j] = __byte_perm(even, odd, 0x5410);
                 v[j + 1] = __byte_perm(even, odd, 0x7632);
@@ -90,10 +95,10 @@ __device__ __forceinline__ void use_packed(const Span& span, const char* stage, 
     }
 }
 
-// A tile of which one side is packed, or packed up to a token within it. Values that are not packed have scales of zero; tiles
-// behind this one have no packed values.
-__device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, const char* stage, u32 token,
-                                          const Queries& q, State& s) {
+// A tile of which one side is packed, or packed up to a token within it. Values that are not packed have scales of
+// zero; tiles behind this one have no packed values.
+__device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, const char* stage,
+                                          u32 token, const Queries& q, State& s) {
     const Extent& e = span.extent;
     float y[M_TILES][4];
     u32 p[M_TILES][2];
@@ -135,7 +140,8 @@ __device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, cons
 }
 
 // A tile of rows in full precision on both sides.
-__device__ __forceinline__ void use_rows(const Cache& c, const Shared& sh, const Span& span, u32 tile, const Queries& q, State& s) {
+__device__ __forceinline__ void use_rows(const Cache& c, const Shared& sh, const Span& span, u32 tile, const Queries& q,
+                                         State& s) {
     const Extent& e = span.extent;
     bool head = tile < e.head_tiles();
     u32 token = head ? e.first + 16 * tile : e.end + 16 * (tile - e.head_tiles());

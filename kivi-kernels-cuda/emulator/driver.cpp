@@ -1,9 +1,9 @@
 // A CUDA driver that runs kernels on the CPU: as much of it as kivi-kernels-cuda calls. Built as libcuda.so.1.
 //
-// A block at a time, a fiber a thread. A fiber runs until it comes to a barrier, of its block or of its warp; the last to come
-// lets the others go. Operations of a whole warp (shuffles, products) are barriers of it whose last thread does the work.
-// EMULATOR_REVERSE=1 runs threads and blocks in the opposite order; EMULATOR_MULTIPROCESSORS says how many there are.
-// Memory is filled with ones when it is allocated, and ends where an unmapped page begins.
+// A block at a time, a fiber a thread. A fiber runs until it comes to a barrier, of its block or of its warp; the last
+// to come lets the others go. Operations of a whole warp (shuffles, products) are barriers of it whose last thread does
+// the work. EMULATOR_REVERSE=1 runs threads and blocks in the opposite order; EMULATOR_MULTIPROCESSORS says how many
+// there are. Memory is filled with ones when it is allocated, and ends where an unmapped page begins.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

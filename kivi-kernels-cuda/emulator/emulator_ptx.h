@@ -1,5 +1,5 @@
-// The functions of ptx.cuh on the CPU. Copies that are asynchronous are made when they are waited for, and until then the
-// memory that they write is filled with ones: what does not wait reads those.
+// The functions of ptx.cuh on the CPU. Copies that are asynchronous are made when they are waited for, and until then
+// the memory that they write is filled with ones: what does not wait reads those.
 #pragma once
 #include <deque>
 #include <map>

@@ -1,4 +1,5 @@
-// An NVRTC that compiles kernels for the emulated driver, by the compiler of EMULATOR_CXX (c++). Built as libnvrtc.so.13.
+// An NVRTC that compiles kernels for the emulated driver, by the compiler of EMULATOR_CXX (c++). Built as
+// libnvrtc.so.13.
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
