@@ -20,6 +20,8 @@ constexpr u32 PAGE_TOKENS = KIVI_PAGE_TOKENS;
 constexpr u32 STEPS = HEAD_DIM / 16;  // products along a head, and tiles of 16 channels of it
 constexpr u32 VALUE_GROUPS = (HEAD_DIM + GROUP_SIZE - 1) / GROUP_SIZE;
 constexpr u32 K_WORDS = HEAD_DIM * K_BITS / 32, V_WORDS = HEAD_DIM * V_BITS / 32;  // of a token
+constexpr u32 ROW_STRIDE = HEAD_DIM + 8;  // of rows in shared memory: 16 bytes more, so that 8 lie in different banks
+constexpr float LOG2_E = 1.44269504f;
 constexpr float SUBNORMAL = 16777216.0f;  // 2^24: what a masked code is short of
 
 static_assert(HEAD_DIM % 16 == 0 && HEAD_DIM % 64 != 48, "head_dim");

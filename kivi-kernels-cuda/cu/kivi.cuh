@@ -2,7 +2,7 @@
 //
 // Every kernel takes one struct of pointers and scalars by value. Rust has the same struct and passes its size as
 // SIZEOF_<name>, so that a difference does not compile. Activations are KIVI_ACT (f16 or bf16); sums are f32. Compiled
-// without fast-math: division, square root, exp and friends are the accurate ones.
+// without fast-math: division, square root, exp and friends are the accurate ones; only what says fast is not.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -19,9 +19,7 @@ constexpr u32 TILE = KIVI_PREFILL_TILE, STAGES = KIVI_PREFILL_STAGES;
 constexpr u32 M_TILES = KIVI_PREFILL_M_TILES;  // of 16 rows, a warp
 constexpr u32 N_TILES = TILE / 8;
 constexpr u32 BLOCK_ROWS = WARPS * M_TILES * 16;
-constexpr u32 ROW_STRIDE = HEAD_DIM + 8;  // 16 bytes more, so that 8 rows lie in different banks
 constexpr u32 PER_ROW = BLOCK / TILE;     // threads that bring one token
-constexpr float LOG2_E = 1.44269504f;
 
 struct Shared {
     Act q[BLOCK_ROWS][ROW_STRIDE];

@@ -16,7 +16,6 @@ constexpr u32 QUERIES = 8;
 constexpr u32 TILE = K_CODES && V_CODES && HEAD_DIM * (K_BITS + V_BITS) <= 2048 ? 32 : 16;
 constexpr u32 M_TILES = TILE / 16;
 constexpr u32 STAGES = KIVI_STAGES;
-constexpr u32 ROW_STRIDE = HEAD_DIM + 8;  // of rows in shared memory: 16 bytes more, so that 8 lie in different banks
 constexpr u32 K_BYTES = K_CODES ? TILE * K_WORDS * 4 : TILE * ROW_STRIDE * 2;
 constexpr u32 K_PARAM_BYTES = K_CODES ? HEAD_DIM * 4 : 0;
 constexpr u32 V_BYTES = V_CODES ? TILE * V_WORDS * 4 : TILE * ROW_STRIDE * 2;
@@ -34,7 +33,6 @@ constexpr u32 MAX_SPANS = 32;  // planned at a time
 #define KIVI_BULK (KIVI_K_BITS < 16 && KIVI_V_BITS < 16)
 #endif
 
-constexpr float LOG2_E = 1.44269504f;
 constexpr float K_FOLD = 16.0f;         // in q'; q < 2 and scales below 512 make q' < 2^14
 constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales
 

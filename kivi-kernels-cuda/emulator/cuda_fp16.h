@@ -25,13 +25,9 @@ struct alignas(16) uint4 {
 struct alignas(8) float2 {
     float x, y;
 };
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 // The driver (driver.cpp).
 extern "C" {
@@ -115,7 +111,6 @@ inline unsigned __ballot_sync(unsigned, int x) {
     return (unsigned)lane.got;
 }
 inline int __any_sync(unsigned lanes, int x) { return __ballot_sync(lanes, x) != 0; }
-inline int __all_sync(unsigned lanes, int x) { return __ballot_sync(lanes, x) == ~0u; }
 
 template <class T>
 T atomicAdd(T* at, T x) {
@@ -146,7 +141,6 @@ To emulator_cast(From x) {
 }
 inline unsigned __float_as_uint(float x) { return emulator_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return emulator_cast<float>(x); }
-inline int __float_as_int(float x) { return emulator_cast<int>(x); }
 inline float __int_as_float(int x) { return emulator_cast<float>(x); }
 inline __half __ushort_as_half(uint16_t x) { return {x}; }
 inline uint16_t __half_as_ushort(__half x) { return x.bits; }
@@ -206,13 +200,7 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)(((uint64_t)high << 32 | low) << shift % 32 >> 32);
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
-template <class T>
-T __ldg(const T* at) {
-    return *at;
-}
 template <class T>
 T __ldcg(const T* at) {
     return *at;
