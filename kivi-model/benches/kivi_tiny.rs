@@ -10,7 +10,6 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use kivi_kernels_ref::Cpu;
 use kivi_model::engine::{Engine, EngineConfig, Request};
 use kivi_model::model::Model;
-use kivi_model::sampler::SamplingParams;
 use kivi_model::source::Source;
 use kivi_quant::{Bits, GroupSize, KiviConfig};
 
@@ -32,17 +31,12 @@ fn engine<'a>(
     let cache = KiviConfig::new(bits, bits, GroupSize::G32, 128).expect("a valid cache");
     let context = n + DECODED + 2;
     let pool_tokens = cache.pages(context) * cache.page_tokens();
+    let cache = cache.into();
     let sizes = EngineConfig { cache, max_context: context, max_seqs: 1, max_batched_tokens: n, pool_tokens };
     let mut engine = Engine::new(backend, model, sizes).expect("an engine");
     let vocab = model.config().vocab_size;
-    let request = Request {
-        prompt: (0..n).map(|i| ((i * i * 7 + i * 31) % vocab) as u32).collect(),
-        max_tokens: DECODED + 2,
-        sampling: SamplingParams::default(),
-        eos: Vec::new(),
-        forced: Vec::new(),
-        want_logits: false,
-    };
+    let prompt = (0..n).map(|i| ((i * i * 7 + i * 31) % vocab) as u32).collect();
+    let request = Request::new(prompt, DECODED + 2);
     engine.submit(request).expect("a good request");
     engine
 }

@@ -1,28 +1,74 @@
 //! The policy of the KIVI cache: which layers share page tables, who owns which page, what is packed when.
 
-mod contents;
+mod pages;
+mod rewind;
+mod transfer;
 
 use kivi_kernels::{Backend, GroupStep, KvLayer, StepError, ops};
 use kivi_quant::{CacheBytes, ConfigError, KiviConfig, PageLayout};
 
 use crate::config::ModelConfig;
+use crate::policy::CachePolicy;
+use pages::{Pool, SeqPages};
 
-/// Layers of equal settings: one pool geometry, one page table a sequence.
-struct Group {
-    layout: PageLayout,
-    n_layers: usize,
-    free: Vec<u32>,
-    /// Pages that had an owner before: they are zeroed when they are handed out again.
-    used: Vec<bool>,
-    to_clear: Vec<u32>,
+pub(crate) use rewind::Snapshot;
+pub use transfer::{LayerState, SequenceState};
+
+/// Layers of equal settings and window: one pool geometry, one page table a sequence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct GroupShape {
+    pub layout: PageLayout,
+    /// Tokens that a new token sees, itself included; all if there is no window.
+    pub window: Option<usize>,
+}
+
+/// The cache groups of a model, and the group of each layer.
+#[derive(Clone, Debug)]
+pub(crate) struct CacheShape {
+    pub groups: Vec<GroupShape>,
+    pub of_layer: Vec<usize>,
+    pub n_kv_heads: usize,
+}
+
+impl CacheShape {
+    /// The groups of `model` under `policy`.
+    pub fn new(model: &ModelConfig, policy: &CachePolicy) -> Result<Self, ConfigError> {
+        let mut groups: Vec<GroupShape> = Vec::new();
+        let mut of_layer = Vec::with_capacity(model.n_layers);
+        for layer in 0..model.n_layers {
+            let layout = PageLayout::new(*policy.layer(layer), model.head_dim)?;
+            let shape = GroupShape { layout, window: None };
+            let group = groups.iter().position(|&g| g == shape).unwrap_or(groups.len());
+            if group == groups.len() {
+                groups.push(shape);
+            }
+            of_layer.push(group);
+        }
+        Ok(Self { groups, of_layer, n_kv_heads: model.n_kv_heads })
+    }
+
+    /// Settings of each group.
+    pub fn configs(&self) -> Vec<KiviConfig> {
+        self.groups.iter().map(|group| *group.layout.config()).collect()
+    }
+}
+
+/// How much a cache holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheSizes {
+    /// Packed tokens of all sequences, for each group.
+    pub pool_tokens: usize,
+    /// Sequences at a time.
+    pub n_slots: usize,
+    /// New tokens of a step.
+    pub step_tokens: usize,
 }
 
 /// The cache of a model, for several sequences at a time.
 pub struct KvCache<B: Backend> {
-    groups: Vec<Group>,
+    shape: CacheShape,
+    pools: Vec<Pool>,
     layers: Vec<KvLayer<B>>,
-    group_of_layer: Vec<usize>,
-    n_kv_heads: usize,
     free_slots: Vec<usize>,
 }
 
@@ -33,109 +79,72 @@ pub struct SeqCache {
     /// Tokens in the cache.
     pub len: usize,
     /// Pages, for each cache group.
-    pages: Vec<Vec<u32>>,
-}
-
-/// Page layouts of the cache groups, and the group of each layer.
-pub(crate) fn cache_groups(
-    model: &ModelConfig,
-    layers: &[KiviConfig],
-) -> Result<(Vec<PageLayout>, Vec<usize>), ConfigError> {
-    let mut layouts: Vec<PageLayout> = Vec::new();
-    let mut group_of_layer = Vec::with_capacity(layers.len());
-    for &config in layers {
-        let layout = PageLayout::new(config, model.head_dim)?;
-        let group = layouts.iter().position(|&l| l == layout).unwrap_or(layouts.len());
-        if group == layouts.len() {
-            layouts.push(layout);
-        }
-        group_of_layer.push(group);
-    }
-    Ok((layouts, group_of_layer))
+    pages: Vec<SeqPages>,
 }
 
 impl<B: Backend> KvCache<B> {
-    /// Allocates pools for `pool_tokens` packed tokens and rings for `n_slots` sequences; `layouts` and
-    /// `group_of_layer` come from [`cache_groups`].
-    pub(crate) fn new(
-        backend: &B,
-        n_kv_heads: usize,
-        (layouts, group_of_layer): (Vec<PageLayout>, Vec<usize>),
-        pool_tokens: usize,
-        n_slots: usize,
-    ) -> Result<Self, B::Error> {
-        let pages = |layout: &PageLayout| pool_tokens.div_ceil(layout.config().page_tokens());
-        let layers = group_of_layer.iter().map(|&g| {
-            let layout = layouts[g];
-            KvLayer::new(backend, layout, n_kv_heads, pages(&layout), n_slots)
+    /// Allocates pools and rings.
+    pub(crate) fn new(backend: &B, shape: CacheShape, sizes: CacheSizes) -> Result<Self, B::Error> {
+        let pools: Vec<Pool> = shape.groups.iter().map(|group| Pool::new(*group, sizes)).collect();
+        let layers = shape.of_layer.iter().map(|&g| {
+            let layout = shape.groups[g].layout;
+            KvLayer::new(backend, layout, shape.n_kv_heads, pools[g].n_pages(), sizes.n_slots)
         });
         let layers = layers.collect::<Result<_, _>>()?;
-        let groups = layouts.iter().enumerate().map(|(g, layout)| Group {
-            layout: *layout,
-            n_layers: group_of_layer.iter().filter(|&&group| group == g).count(),
-            free: (0..pages(layout) as u32).rev().collect(),
-            used: vec![false; pages(layout)],
-            to_clear: Vec::new(),
-        });
-        let groups = groups.collect();
-        Ok(Self { groups, layers, group_of_layer, n_kv_heads, free_slots: (0..n_slots).rev().collect() })
+        Ok(Self { shape, pools, layers, free_slots: (0..sizes.n_slots).rev().collect() })
     }
 
     /// The cache of layer `index`, and the group it belongs to.
     pub(crate) fn layer(&mut self, index: usize) -> (&mut KvLayer<B>, usize) {
-        (&mut self.layers[index], self.group_of_layer[index])
+        (&mut self.layers[index], self.shape.of_layer[index])
     }
 
-    /// Settings of each group.
-    pub(crate) fn configs(&self) -> Vec<KiviConfig> {
-        self.groups.iter().map(|group| *group.layout.config()).collect()
+    /// Settings and window of each layer.
+    pub fn layer_settings(&self) -> Vec<(KiviConfig, Option<usize>)> {
+        let groups = self.shape.of_layer.iter().map(|&g| &self.shape.groups[g]);
+        groups.map(|group| (*group.layout.config(), group.window)).collect()
     }
 
     /// A new, empty sequence, if there is a slot.
     pub fn open(&mut self) -> Option<SeqCache> {
         let slot = self.free_slots.pop()?;
-        Some(SeqCache { slot, len: 0, pages: vec![Vec::new(); self.groups.len()] })
+        Some(SeqCache { slot, len: 0, pages: vec![SeqPages::default(); self.pools.len()] })
     }
 
-    /// Whether the pool is free enough for an empty sequence to grow to `len` tokens.
-    pub fn has_room(&self, len: usize) -> bool {
-        self.groups.iter().all(|group| group.layout.config().pages(len) <= group.free.len())
+    /// Whether the pools are free enough for `seq`, or an empty sequence, to grow to `len` tokens.
+    pub fn has_room(&self, seq: Option<&SeqCache>, len: usize) -> bool {
+        let none = SeqPages::default();
+        let of = |g: usize| seq.map_or(&none, |seq| &seq.pages[g]);
+        let from = seq.map_or(0, |seq| seq.len);
+        self.pools.iter().enumerate().all(|(g, pool)| pool.missing(of(g), from, len) <= pool.n_free())
     }
 
-    /// Whether a sequence of `len` tokens fits the pool at all.
+    /// Whether a sequence of `len` tokens fits the pools at all.
     pub fn can_hold(&self, len: usize) -> bool {
-        self.groups.iter().all(|group| group.layout.config().pages(len) <= group.used.len())
+        self.pools.iter().all(|pool| pool.can_hold(len))
     }
 
-    /// Hands out the pages that `seq` needs to hold `len` tokens; false, and nothing changed, if there are too
-    /// few.
+    /// Hands out the pages that `seq` needs to hold `len` tokens, or, where a window frees pages as it moves, those of the
+    /// next step; false, and nothing changed, if there are too few.
     pub fn reserve(&mut self, seq: &mut SeqCache, len: usize) -> bool {
-        let missing =
-            |group: &Group, pages: &Vec<u32>| group.layout.config().pages(len).saturating_sub(pages.len());
-        if self.groups.iter().zip(&seq.pages).any(|(group, pages)| missing(group, pages) > group.free.len()) {
+        if !self.has_room(Some(seq), len) {
             return false;
         }
-        for (group, pages) in self.groups.iter_mut().zip(&mut seq.pages) {
-            for _ in 0..missing(group, pages) {
-                let page = group.free.pop().expect("counted above");
-                if std::mem::replace(&mut group.used[page as usize], true) {
-                    group.to_clear.push(page);
-                }
-                pages.push(page);
-            }
+        for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
+            pool.reserve(pages, seq.len, len);
         }
         true
     }
 
     /// Zeroes the pages that changed hands since the last call.
     pub(crate) fn clear_pages(&mut self, backend: &B) -> Result<(), StepError<B::Error>> {
-        for (g, group) in self.groups.iter_mut().enumerate() {
-            let pages = std::mem::take(&mut group.to_clear);
+        for (g, pool) in self.pools.iter_mut().enumerate() {
+            let pages = pool.take_dirty();
             if pages.is_empty() {
                 continue;
             }
             let list = backend.upload(&pages)?;
-            let layers = self.layers.iter_mut().zip(&self.group_of_layer).filter(|(_, of)| **of == g);
+            let layers = self.layers.iter_mut().zip(&self.shape.of_layer).filter(|(_, of)| **of == g);
             for (layer, _) in layers {
                 backend.clear_pages(ops::ClearPages::new(layer, &list, pages.len())?)?;
             }
@@ -146,17 +155,25 @@ impl<B: Backend> KvCache<B> {
     /// Gives the pages and the slot of a sequence back.
     pub fn close(&mut self, seq: SeqCache) {
         self.free_slots.push(seq.slot);
-        for (group, pages) in self.groups.iter_mut().zip(seq.pages) {
-            group.free.extend(pages.into_iter().rev());
+        for (pool, pages) in self.pools.iter_mut().zip(seq.pages) {
+            pool.release(pages);
+        }
+    }
+
+    /// The sequence has `n_new` tokens more; pages that left their window are free.
+    pub(crate) fn advance(&mut self, seq: &mut SeqCache, n_new: usize) {
+        seq.len += n_new;
+        for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
+            pool.leave_window(pages, seq.len);
         }
     }
 
     /// What a step of `n_new` tokens does to `seq` in each group.
     pub(crate) fn plan<'a>(&self, seq: &'a SeqCache, n_new: usize) -> Vec<GroupStep<'a>> {
-        let groups = self.groups.iter().zip(&seq.pages);
-        let step = |(group, pages): (&Group, &'a Vec<u32>)| GroupStep {
+        let groups = self.shape.groups.iter().zip(&seq.pages);
+        let step = |(group, pages): (&GroupShape, &'a SeqPages)| GroupStep {
             slot: seq.slot,
-            pages: pages.as_slice(),
+            pages: pages.table(),
             packed: group.layout.config().packed(seq.len),
             packed_next: group.layout.config().packed(seq.len + n_new),
         };
@@ -165,18 +182,26 @@ impl<B: Backend> KvCache<B> {
 
     /// Bytes that `seq` uses.
     pub fn bytes(&self, seq: &SeqCache) -> CacheBytes {
-        let of_group = |group: &Group| {
-            CacheBytes::of_head(&group.layout, seq.len).times(self.n_kv_heads * group.n_layers)
+        let of_group = |(group, pages): (&GroupShape, &SeqPages)| {
+            CacheBytes::of_head_from(&group.layout, pages.first_token(&group.layout), seq.len)
         };
-        self.groups.iter().map(of_group).fold(CacheBytes::default(), |a, b| a + b)
+        self.sum(seq, of_group)
     }
 
     /// Bytes of the pages that `seq` owns, counted page by page, and of its rings and sinks.
     pub fn allocated(&self, seq: &SeqCache) -> usize {
-        let of_group = |(group, pages): (&Group, &Vec<u32>)| {
-            let head = pages.len() * group.layout.page_bytes() + CacheBytes::outside_pages(&group.layout);
-            head * self.n_kv_heads * group.n_layers
+        let of_group = |(group, pages): (&GroupShape, &SeqPages)| CacheBytes {
+            residual: pages.n_owned() * group.layout.page_bytes() + CacheBytes::outside_pages(&group.layout),
+            ..CacheBytes::default()
         };
-        self.groups.iter().zip(&seq.pages).map(of_group).sum()
+        self.sum(seq, of_group).residual
+    }
+
+    /// The sum over all layers and KV heads of what `of_group` says of one.
+    fn sum(&self, seq: &SeqCache, of_group: impl Fn((&GroupShape, &SeqPages)) -> CacheBytes) -> CacheBytes {
+        let heads =
+            |g: usize| self.shape.n_kv_heads * self.shape.of_layer.iter().filter(|of| **of == g).count();
+        let groups = self.shape.groups.iter().zip(&seq.pages).enumerate();
+        groups.map(|(g, group)| of_group(group).times(heads(g))).fold(CacheBytes::default(), |a, b| a + b)
     }
 }

@@ -1,18 +1,21 @@
 //! The engine: sequences join and leave between steps, a step mixes prompts and decode rows. Everything that
 //! generates uses it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use kivi_kernels::{Backend, Batch, BatchCapacity, Element, SeqStep, StepError, StepPlan, ops};
 
-use crate::cache::{KvCache, SeqCache, cache_groups};
+use crate::cache::{CacheShape, CacheSizes, KvCache, SeqCache, SequenceState, Snapshot};
 use crate::model::{Model, Workspace};
 use crate::sampler::Sampler;
 
+mod kept;
 mod types;
 
+use kept::Kept;
 pub use types::{
-    CacheUse, EngineConfig, EngineError, Event, FinishReason, Request, SeqId, SequenceError, SubmitError,
+    CacheUse, EngineConfig, EngineError, Event, FinishReason, Request, RestoreError, SeqId, SequenceError,
+    SubmitError,
 };
 
 struct Sequence {
@@ -22,6 +25,17 @@ struct Sequence {
     tokens: Vec<u32>,
     sampler: Sampler,
     cache: SeqCache,
+    /// States to come back to, of a request that is kept.
+    snapshots: Vec<Snapshot>,
+    /// Tokens that were in the cache when it began.
+    reused: usize,
+}
+
+/// A request that has no slot yet, with the text that it continues.
+struct Waiting {
+    id: SeqId,
+    request: Request,
+    past: Option<Kept>,
 }
 
 impl Sequence {
@@ -51,8 +65,9 @@ pub struct Engine<'a, B: Backend> {
     batch: Batch<B>,
     workspace: Workspace<B>,
     greedy: B::Buffer<u32>,
-    waiting: VecDeque<(SeqId, Request)>,
+    waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
+    kept: BTreeMap<SeqId, Kept>,
     next_id: u64,
 }
 
@@ -66,40 +81,37 @@ impl<'a, B: Backend> Engine<'a, B> {
         model: &'a Model<B>,
         config: EngineConfig,
     ) -> Result<Self, EngineError<B::Error>> {
-        let (c, EngineConfig { max_seqs, max_batched_tokens, .. }) = (model.config(), config);
+        let EngineConfig { max_seqs, max_batched_tokens, pool_tokens, max_context, .. } = config;
         if max_seqs == 0 || max_batched_tokens == 0 {
             return Err(EngineError::Empty { max_seqs, max_batched_tokens });
         }
-        let groups = cache_groups(c, &vec![config.cache; c.n_layers])?;
-        for layout in &groups.0 {
-            let spec = model.spec(*layout);
+        let shape = CacheShape::new(model.config(), &config.cache)?;
+        for group in &shape.groups {
+            let spec = model.spec(group.layout);
             if !backend.supports(&spec) {
                 let what = format!("{spec:?}");
                 return Err(EngineError::Unsupported { backend: backend.name().to_owned(), what });
             }
         }
         let device = EngineError::Device;
-        let cache = KvCache::new(backend, c.n_kv_heads, groups, config.pool_tokens, config.max_seqs)
-            .map_err(device)?;
-        let max_pages = config.max_context.div_ceil(config.cache.page_tokens());
-        let configs = cache.configs();
+        let configs = shape.configs();
+        let sizes = CacheSizes { pool_tokens, n_slots: max_seqs, step_tokens: max_batched_tokens };
         let capacity = BatchCapacity {
-            max_seqs: config.max_seqs,
-            max_tokens: config.max_batched_tokens,
-            max_pages: vec![max_pages; configs.len()],
+            max_seqs,
+            max_tokens: max_batched_tokens,
+            max_pages: configs.iter().map(|c| max_context.div_ceil(c.page_tokens())).collect(),
         };
         Ok(Self {
+            cache: KvCache::new(backend, shape, sizes).map_err(device)?,
             batch: Batch::new(backend, capacity, &configs).map_err(device)?,
-            workspace: model
-                .workspace(backend, config.max_batched_tokens, config.max_seqs)
-                .map_err(device)?,
-            greedy: backend.zeros(config.max_seqs).map_err(device)?,
-            cache,
+            workspace: model.workspace(backend, max_batched_tokens, max_seqs).map_err(device)?,
+            greedy: backend.zeros(max_seqs).map_err(device)?,
             backend,
             model,
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            kept: BTreeMap::new(),
             next_id: 0,
         })
     }
@@ -127,10 +139,18 @@ impl<'a, B: Backend> Engine<'a, B> {
         if !self.cache.can_hold(prompt) {
             return Err(SubmitError::PoolTooSmall { tokens: prompt, pool_tokens: self.config.pool_tokens });
         }
-        let id = SeqId(self.next_id);
-        self.next_id += 1;
-        self.waiting.push_back((id, request));
+        let past = match request.past {
+            Some(past) => Some(self.kept.remove(&past).ok_or(SubmitError::UnknownPast)?),
+            None => None,
+        };
+        let id = self.new_id();
+        self.waiting.push_back(Waiting { id, request, past });
         Ok(id)
+    }
+
+    fn new_id(&mut self) -> SeqId {
+        self.next_id += 1;
+        SeqId(self.next_id - 1)
     }
 
     /// Whether any request is left.
@@ -143,23 +163,26 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.running.iter().map(|seq| seq.cache.len.min(seq.request.prompt.len())).sum()
     }
 
-    /// What the cache holds of a running request ([`KvCache::contents`]); `None` if it is not running.
+    /// What the cache holds of a running or a kept request ([`KvCache::state`]); `None` if there is no such request.
     ///
     /// # Errors
     /// A failure of the device.
-    pub fn cache_contents(&self, id: SeqId) -> Result<Option<Vec<u32>>, B::Error> {
-        let seq = self.running.iter().find(|seq| seq.id == id);
-        seq.map(|seq| self.cache.contents(self.backend, &seq.cache)).transpose()
+    pub fn cache_state(&self, id: SeqId) -> Result<Option<SequenceState>, B::Error> {
+        let running = self.running.iter().find(|seq| seq.id == id).map(|seq| &seq.cache);
+        let cache = running.or_else(|| self.kept.get(&id).map(|kept| &kept.cache));
+        cache.map(|cache| self.cache.state(self.backend, cache)).transpose()
     }
 
     /// Ends a request; returns what its cache took, or `None` if there is no such request any more.
     pub fn cancel(&mut self, id: SeqId) -> Option<CacheUse> {
-        if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == id) {
-            self.waiting.remove(place);
+        if let Some(place) = self.waiting.iter().position(|waiting| waiting.id == id) {
+            let Waiting { request, past, .. } = self.waiting.remove(place)?;
+            self.put_away(id, past, request.keep);
             return Some(CacheUse::default());
         }
         let place = self.running.iter().position(|seq| seq.id == id)?;
-        Some(self.release(place))
+        let keep = self.running[place].request.keep;
+        Some(self.release(place, keep))
     }
 
     /// Runs one step and tells what came of it; nothing to do is no event.
@@ -167,10 +190,14 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// # Errors
     /// A failure of the device: the engine is of no further use.
     pub fn step(&mut self) -> Result<Vec<Event>, StepError<B::Error>> {
-        self.admit();
+        self.admit()?;
         let picks = self.pick();
         if picks.is_empty() {
-            return Ok(self.fail_one_without_pages().into_iter().collect());
+            return Ok(self
+                .fail_one_without_pages()
+                .or_else(|| self.fail_one_without_room())
+                .into_iter()
+                .collect());
         }
         self.run(&picks)?;
         self.collect(&picks)
@@ -178,23 +205,41 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Moves waiting requests to running ones while there are slots and pages for their prompts. Those that run
     /// already take their pages first.
-    fn admit(&mut self) {
+    fn admit(&mut self) -> Result<(), B::Error> {
         for seq in &mut self.running {
             if !self.cache.reserve(&mut seq.cache, seq.tokens.len()) {
-                return;
+                return Ok(());
             }
         }
-        while let Some((_, request)) = self.waiting.front() {
-            if !self.cache.has_room(request.prompt.len()) {
-                return;
+        while let Some(next) = self.waiting.front() {
+            let past = next.past.as_ref().map(|past| &past.cache);
+            if !self.cache.has_room(past, next.request.prompt.len()) {
+                return Ok(());
             }
-            let Some(mut cache) = self.cache.open() else { return };
-            let (id, request) = self.waiting.pop_front().expect("looked at above");
-            let reserved = self.cache.reserve(&mut cache, request.prompt.len());
-            debug_assert!(reserved, "has_room");
-            let (tokens, sampler) = (request.prompt.clone(), Sampler::new(&request.sampling));
-            self.running.push(Sequence { id, request, tokens, sampler, cache });
+            let new = if past.is_none() { self.cache.open() } else { None };
+            if past.is_none() && new.is_none() {
+                return Ok(());
+            }
+            let Some(Waiting { id, request, past }) = self.waiting.pop_front() else { return Ok(()) };
+            let Some(past) = past.or(new.map(Kept::new)) else { return Ok(()) };
+            self.start(id, request, past)?;
         }
+        Ok(())
+    }
+
+    /// Lets a request run, on what its past has of its prompt.
+    fn start(&mut self, id: SeqId, request: Request, mut past: Kept) -> Result<(), B::Error> {
+        let reused = past.rewind_to(self.backend, &mut self.cache, &request.prompt)?;
+        let Kept { mut cache, mut snapshots, .. } = past;
+        let reserved = self.cache.reserve(&mut cache, request.prompt.len());
+        debug_assert!(reserved, "has_room");
+        snapshots.clear();
+        if request.keep && reused > 0 {
+            snapshots.push(self.cache.snapshot(self.backend, &cache)?);
+        }
+        let (tokens, sampler) = (request.prompt.clone(), Sampler::new(&request.sampling));
+        self.running.push(Sequence { id, request, tokens, sampler, cache, snapshots, reused });
+        Ok(())
     }
 
     /// Chooses the rows of a step: decode rows first, then prompts, under the token budget. A sequence that gets
@@ -222,8 +267,15 @@ impl<'a, B: Backend> Engine<'a, B> {
         let seq = self.running.last()?;
         let (id, tokens) = (seq.id, seq.tokens.len());
         let error = SequenceError::OutOfPages { tokens, pool_tokens: self.config.pool_tokens };
-        self.release(self.running.len() - 1);
+        self.release(self.running.len() - 1, false);
         Some(Event::Failed { id, error })
+    }
+
+    /// When nothing runs and nothing can begin, kept texts are in the way.
+    fn fail_one_without_room(&mut self) -> Option<Event> {
+        let Waiting { id, past, .. } = self.waiting.pop_front()?;
+        self.put_away(id, past, true);
+        Some(Event::Failed { id, error: SequenceError::NoRoom { kept: self.kept.len() } })
     }
 
     fn run(&mut self, picks: &[Pick]) -> Result<(), StepError<B::Error>> {
@@ -242,7 +294,11 @@ impl<'a, B: Backend> Engine<'a, B> {
             model.forward(backend, workspace, cache, batch, &mut |_, _| Ok(()))
         })?;
         for &(i, n) in picks {
-            self.running[i].cache.len += n;
+            let seq = &mut self.running[i];
+            self.cache.advance(&mut seq.cache, n);
+            if seq.request.keep && seq.pending() == 0 && seq.generated() == 0 {
+                seq.snapshots.push(self.cache.snapshot(self.backend, &seq.cache)?);
+            }
         }
         Ok(())
     }
@@ -259,26 +315,27 @@ impl<'a, B: Backend> Engine<'a, B> {
             self.backend.read(&self.greedy, 0, &mut greedy)?;
         }
         let mut events = Vec::new();
+        // Places of those that ended, and whether they may be kept.
         let mut done = Vec::new();
         for (row, &(i, _)) in picks.iter().enumerate().filter(|(_, (i, _))| ready(*i)).collect::<Vec<_>>() {
             let chosen = self.choose(row, i, greedy.get(row).copied())?;
             let id = self.running[i].id;
             let Some((token, logits)) = chosen else {
                 let place = self.first_not_finite(i)?;
-                done.push(i);
+                done.push((i, false));
                 events.push(Event::Failed { id, error: SequenceError::NotFinite { place } });
                 continue;
             };
             self.running[i].tokens.push(token);
             events.push(Event::Token { id, token, logits });
             if let Some(reason) = self.finish_reason(i, token) {
-                done.push(i);
+                done.push((i, self.running[i].request.keep));
                 events.push(Event::Finished { id, reason, cache: self.cache_use(i) });
             }
         }
         done.sort_unstable();
-        for i in done.into_iter().rev() {
-            self.release(i);
+        for (i, keep) in done.into_iter().rev() {
+            self.release(i, keep);
         }
         Ok(events)
     }
@@ -318,13 +375,20 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     fn cache_use(&self, i: usize) -> CacheUse {
-        let cache = &self.running[i].cache;
-        CacheUse { used: self.cache.bytes(cache), allocated: self.cache.allocated(cache), tokens: cache.len }
+        let Sequence { cache, reused, .. } = &self.running[i];
+        CacheUse {
+            used: self.cache.bytes(cache),
+            allocated: self.cache.allocated(cache),
+            tokens: cache.len,
+            reused: *reused,
+        }
     }
 
-    fn release(&mut self, i: usize) -> CacheUse {
+    fn release(&mut self, i: usize, keep: bool) -> CacheUse {
         let used = self.cache_use(i);
-        self.cache.close(self.running.remove(i).cache);
+        let Sequence { id, mut tokens, cache, snapshots, .. } = self.running.remove(i);
+        tokens.truncate(cache.len);
+        self.put_away(id, Some(Kept { tokens, cache, snapshots }), keep);
         used
     }
 
@@ -334,7 +398,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let found = self.model.first_not_finite(
             self.backend,
             &self.running[i].tokens,
-            self.config.cache.kv_dtype(),
+            self.config.cache.base().kv_dtype(),
         )?;
         Ok(match found {
             Some(0) => "the embedding is the first part whose output is not".to_owned(),

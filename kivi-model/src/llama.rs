@@ -26,6 +26,7 @@ pub(crate) fn load<B: Backend>(
         norm: loader.vector(NORM)?,
         head: if tied { None } else { Some(loader.matrix(HEAD)?) },
         config: config.clone(),
+        fingerprint: loader.fingerprint(config),
     })
 }
 

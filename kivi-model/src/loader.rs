@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use kivi_kernels::{Backend, Element, Weight};
 
+use crate::config::ModelConfig;
 use crate::model::{ModelError, Projection};
 use crate::weights::{Checkpoint, TensorView, WeightDtype};
 
@@ -28,6 +29,11 @@ impl<'a, B: Backend> Loader<'a, B> {
         ignore: impl Fn(&str) -> bool,
     ) -> Result<(), ModelError<B::Error>> {
         Ok(self.checkpoint.check(expected, ignore)?)
+    }
+
+    /// What tells the checkpoint from others.
+    pub fn fingerprint(&self, config: &ModelConfig) -> String {
+        self.checkpoint.fingerprint(&format!("{config:?}"))
     }
 
     /// A vector, in f32.

@@ -6,7 +6,7 @@ use kivi_kernels::{
 };
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype, PageLayout};
 
-use crate::cache::KvCache;
+use crate::cache::{CacheShape, CacheSizes, KvCache};
 use crate::config::{Architecture, ModelConfig};
 use crate::error::LoadError;
 use crate::loader::Loader;
@@ -45,6 +45,7 @@ pub(crate) struct Layer<B: Backend> {
 /// A model's weights on a backend.
 pub struct Model<B: Backend> {
     pub(crate) config: ModelConfig,
+    pub(crate) fingerprint: String,
     pub(crate) embed: Weight<B>,
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) norm: B::Buffer<f32>,
@@ -96,6 +97,12 @@ impl<B: Backend> Model<B> {
     /// What the model is.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What tells this model from others: a hash of its configuration and of a part of each tensor, before they were loaded. Saved
+    /// caches carry it.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Allocates activations for steps of up to `max_tokens` rows and `max_seqs` sequences.
@@ -175,14 +182,15 @@ impl<B: Backend> Model<B> {
     ) -> Result<Option<usize>, StepError<B::Error>> {
         let config = KiviConfig::new(Bits::B16, Bits::B16, GroupSize::G32, 32).expect("a valid setting");
         let config = config.with_kv_dtype(kv_dtype);
-        let layout = PageLayout::new(config, self.config.head_dim).expect("this model has a cache already");
-        let groups = (vec![layout], vec![0; self.config.n_layers]);
-        let mut cache = KvCache::new(backend, self.config.n_kv_heads, groups, tokens.len(), 1)?;
+        let shape = CacheShape::new(&self.config, &config.into()).expect("this model has a cache already");
+        let configs = shape.configs();
+        let sizes = CacheSizes { pool_tokens: tokens.len(), n_slots: 1, step_tokens: tokens.len() };
+        let mut cache = KvCache::new(backend, shape, sizes)?;
         let mut seq = cache.open().expect("one slot");
         cache.reserve(&mut seq, tokens.len());
-        let max_pages = vec![config.pages(tokens.len())];
+        let max_pages = vec![config.pages(tokens.len()); configs.len()];
         let capacity = BatchCapacity { max_seqs: 1, max_tokens: tokens.len(), max_pages };
-        let mut batch = Batch::new(backend, capacity, &[config])?;
+        let mut batch = Batch::new(backend, capacity, &configs)?;
         let groups = cache.plan(&seq, tokens.len());
         batch.plan(backend, &StepPlan { seqs: vec![SeqStep { tokens, len: 0, active: true, groups }] })?;
         let mut ws = self.workspace(backend, tokens.len(), 1)?;

@@ -7,16 +7,21 @@ use std::ops::Range;
 
 use memmap2::Mmap;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::error::{LoadError, clean, list};
 use crate::json::Fields;
 use crate::map::map;
+use crate::saved::hex;
 use crate::source::{Source, open};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Largest index that is read.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// Bytes of a sample of a tensor.
+const SAMPLE: usize = 1024;
 
 /// An element type that weights may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -168,6 +173,20 @@ impl Checkpoint {
             *bytes += entry.bytes.len() as u64;
         }
         dtypes
+    }
+
+    /// A hash (SHA-256, hexadecimal) of `config`, of the name, type and shape of each tensor, and of 1 KiB each from its beginning,
+    /// middle and end: other weights of the same shapes have another one, and no file is read whole.
+    pub fn fingerprint(&self, config: &str) -> String {
+        let mut hash = Sha256::new_with_prefix(config);
+        for (name, entry) in &self.tensors {
+            let data = &self.shards[entry.shard].data.bytes()[entry.bytes.clone()];
+            hash.update(format!("\n{name} {} {:?}\n", entry.dtype_name, entry.shape));
+            for start in [0, data.len() / 2, data.len().saturating_sub(SAMPLE)] {
+                hash.update(&data[start..data.len().min(start + SAMPLE)]);
+            }
+        }
+        hex(&hash.finalize())
     }
 
     /// A tensor by name.

@@ -114,7 +114,10 @@ fn an_engine_that_could_not_run_is_refused() {
     let backend = Cpu::<f32>::new();
     let model = SMALL.load(&backend);
     let sizes = config(pages_of_32(), 100, 1);
-    for empty in [EngineConfig { max_seqs: 0, ..sizes }, EngineConfig { max_batched_tokens: 0, ..sizes }] {
+    for empty in [
+        EngineConfig { max_seqs: 0, ..sizes.clone() },
+        EngineConfig { max_batched_tokens: 0, ..sizes.clone() },
+    ] {
         assert!(matches!(Engine::new(&backend, &model, empty), Err(EngineError::Empty { .. })));
     }
     let odd = Small { head_dim: 8, ..SMALL }.load(&backend);

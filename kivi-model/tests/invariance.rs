@@ -7,6 +7,7 @@ mod random;
 use std::collections::BTreeMap;
 
 use kivi_kernels_ref::Cpu;
+use kivi_model::cache::SequenceState;
 use kivi_model::engine::{Engine, EngineConfig, Event, Request, SeqId};
 use kivi_model::model::Model;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
@@ -27,7 +28,7 @@ struct Arrival {
 struct Run {
     tokens: Vec<u32>,
     logits: Vec<Vec<f32>>,
-    caches: Vec<Vec<u32>>,
+    caches: Vec<SequenceState>,
 }
 
 /// Runs all arrivals to their ends. Caches are those that a sequence had after each of its steps but the last.
@@ -45,7 +46,7 @@ fn run(engine: &mut CpuEngine<'_>, arrivals: &[Arrival], caches: bool) -> Vec<Ru
                 run.tokens.push(token);
                 run.logits.extend(logits);
                 let cache =
-                    if caches { engine.cache_contents(id).expect("the CPU does not fail") } else { None };
+                    if caches { engine.cache_state(id).expect("the CPU does not fail") } else { None };
                 run.caches.extend(cache);
             }
         }
@@ -169,7 +170,7 @@ fn packed_bytes_do_not_depend_on_who_had_the_pages() {
     let short = arrival(0, &tokens("short", 45, SMALL.vocab), 30);
     let one_by_one = token_by_token(0, "one by one", 70, 50);
     let [expected_long, expected_short, expected_one_by_one] =
-        [&long, &short, &one_by_one].map(|a| alone(&backend, &model, sizes, a));
+        [&long, &short, &one_by_one].map(|a| alone(&backend, &model, sizes.clone(), a));
     let mut engine = Engine::new(&backend, &model, sizes).expect("an engine");
     for _ in 0..3 {
         let cancelled = engine.submit(long.request.clone()).expect("a good request");
@@ -183,7 +184,7 @@ fn packed_bytes_do_not_depend_on_who_had_the_pages() {
 }
 
 /// Codes of equal rows are equal however the rows are cut into steps. Through a model, later chunks see a packed past,
-/// so that only the first layer's keys and values are equal: its part of the contents comes first.
+/// so that only the first layer's keys and values are equal.
 #[test]
 fn the_first_layers_bytes_do_not_depend_on_chunks() {
     let backend = Cpu::<f32>::new();
@@ -192,8 +193,7 @@ fn the_first_layers_bytes_do_not_depend_on_chunks() {
     let first_layer = |rows: usize| {
         let mut sizes = config(two_bits(), 256, 1);
         sizes.max_batched_tokens = rows;
-        let contents = alone(&backend, &model, sizes, &prompt).caches.remove(0);
-        contents[..contents.len() / 2].to_vec()
+        alone(&backend, &model, sizes, &prompt).caches.remove(0).layers.remove(0)
     };
     let whole = first_layer(150);
     for rows in [149, 97, 64, 33, 32, 31, 10] {

@@ -42,6 +42,28 @@ impl CacheBytes {
         bytes
     }
 
+    /// [`CacheBytes::of_head`] without the pages before token `first`, which left the window of the layer: `first` is a
+    /// multiple of the tokens of a page, and all tokens before it are packed.
+    pub fn of_head_from(layout: &PageLayout, first: usize, len: usize) -> Self {
+        let (all, pages) = (Self::of_head(layout, len), first / layout.config().page_tokens());
+        let tokens = pages * layout.config().page_tokens();
+        let of_side = |side| {
+            let (bits, codes) = (layout.bits(side), tokens * 4 * layout.token_words(side));
+            let scales = match side {
+                Side::Key => tokens / layout.config().group_size() * 4 * layout.head_dim(),
+                Side::Value => tokens * 4 * layout.value_groups(),
+            };
+            (codes, if bits.is_quantized() { scales } else { 0 })
+        };
+        let (k, v) = (of_side(Side::Key), of_side(Side::Value));
+        Self {
+            codes: all.codes - k.0 - v.0,
+            scales: all.scales - k.1 - v.1,
+            residual: all.residual,
+            fp16: all.fp16 - 2 * 2 * layout.head_dim() * tokens,
+        }
+    }
+
     /// Bytes that one KV head of one layer of a sequence of `len` tokens keeps allocated: whole pages, whole
     /// rings, whole sinks.
     pub fn allocated_by_head(layout: &PageLayout, len: usize) -> usize {

@@ -281,6 +281,20 @@ impl KiviConfig {
     }
 }
 
+impl fmt::Display for KiviConfig {
+    /// `K2 V2 g32 R128`, or `K16 V16`; the type of full-precision rows unless it is f16, sinks if there are any.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "K{} V{}", self.k_bits, self.v_bits)?;
+        if self.is_quantized() {
+            write!(f, " g{} R{}", self.group_size(), self.residual_length)?;
+        }
+        if self.kv_dtype != KvDtype::F16 {
+            write!(f, " {}", self.kv_dtype)?;
+        }
+        if self.sink_tokens > 0 { write!(f, " sink {}", self.sink_tokens) } else { Ok(()) }
+    }
+}
+
 /// A setting that the cache does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -1,15 +1,17 @@
 //! What goes into an engine and what comes out: requests, events, and why something is refused or failed.
 
 use kivi_kernels::KernelError;
-use kivi_quant::{CacheBytes, ConfigError, KiviConfig};
+use kivi_quant::{CacheBytes, ConfigError};
 
+use crate::policy::CachePolicy;
 use crate::sampler::SamplingParams;
+use crate::saved::Mismatch;
 
 /// Sizes of an engine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// The cache of every layer.
-    pub cache: KiviConfig,
+    pub cache: CachePolicy,
     /// Longest sequence, prompt and generated tokens together.
     pub max_context: usize,
     /// Sequences that run at a time; further ones wait.
@@ -35,6 +37,28 @@ pub struct Request {
     pub forced: Vec<u32>,
     /// Whether [`Event::Token`] carries the logits.
     pub want_logits: bool,
+    /// A text that was kept: as much of its cache is used as its tokens are those of the prompt and can be restored
+    /// exactly, and the rest of the prompt is computed. It is gone then; this request can keep its own.
+    pub past: Option<SeqId>,
+    /// Whether the cache stays when the text ends or is cancelled, as the `past` of another request; it has its place until then, or
+    /// until [`super::Engine::forget`].
+    pub keep: bool,
+}
+
+impl Request {
+    /// A prompt to continue greedily by `max_tokens` tokens, whatever they are.
+    pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            max_tokens,
+            sampling: SamplingParams::default(),
+            eos: Vec::new(),
+            forced: Vec::new(),
+            want_logits: false,
+            past: None,
+            keep: false,
+        }
+    }
 }
 
 /// Names a submitted request; unique within an engine.
@@ -72,6 +96,8 @@ pub struct CacheUse {
     pub allocated: usize,
     /// Tokens in the cache.
     pub tokens: usize,
+    /// Tokens that were in the cache already when the request began.
+    pub reused: usize,
 }
 
 /// What happened to a sequence in a step.
@@ -134,6 +160,9 @@ pub enum SubmitError {
         /// What the model has.
         vocab_size: usize,
     },
+    /// There is no such text.
+    #[error("past: expected a text that was kept and has not been continued since, found another id")]
+    UnknownPast,
     /// The page pool could never hold it.
     #[error("prompt: {tokens} tokens need more cache pages than the pool of {pool_tokens} tokens has")]
     PoolTooSmall {
@@ -156,12 +185,35 @@ pub enum SequenceError {
         /// Tokens of the pool.
         pool_tokens: usize,
     },
+    /// Texts that are kept have all the room, and nothing runs that would give some back.
+    #[error("no room: {kept} kept texts hold the cache; continue or forget one")]
+    NoRoom {
+        /// How many.
+        kept: usize,
+    },
     /// The model computed NaN or infinity.
     #[error("logits are not finite: {place}; the weights are damaged or overflow")]
     NotFinite {
         /// Where it shows first.
         place: String,
     },
+}
+
+/// Why a saved cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError<E: KernelError> {
+    /// It is not of this engine's kind.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// There is no place for it.
+    #[error("no room: the saved cache has {tokens} tokens; raise --ctx-size, or forget a kept text")]
+    NoRoom {
+        /// Its tokens.
+        tokens: usize,
+    },
+    /// The device failed.
+    #[error("restoring the cache: {0}")]
+    Device(#[source] E),
 }
 
 /// Why an engine could not be made.

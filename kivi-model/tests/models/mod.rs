@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use kivi_kernels_ref::Cpu;
 use kivi_model::engine::{Engine, EngineConfig, Event, Request};
 use kivi_model::model::Model;
-use kivi_model::sampler::SamplingParams;
 use kivi_model::source::Source;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 
@@ -45,7 +44,7 @@ pub fn cache(k_bits: u32, v_bits: u32) -> KiviConfig {
 pub fn config(cache: KiviConfig, context: usize, n_seqs: usize) -> EngineConfig {
     let pages = cache.pages(context) * n_seqs;
     EngineConfig {
-        cache,
+        cache: cache.into(),
         max_context: context,
         max_seqs: n_seqs,
         max_batched_tokens: 8192,
@@ -55,14 +54,7 @@ pub fn config(cache: KiviConfig, context: usize, n_seqs: usize) -> EngineConfig 
 
 /// Greedy, without end tokens.
 pub fn request(prompt: &[u32], max_tokens: usize) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        max_tokens,
-        sampling: SamplingParams::default(),
-        eos: Vec::new(),
-        forced: Vec::new(),
-        want_logits: false,
-    }
+    Request::new(prompt.to_vec(), max_tokens)
 }
 
 /// The tokens of each request, and the logits that each was chosen from (where asked for).

@@ -1,0 +1,70 @@
+//! Going back to an earlier state of a sequence.
+//!
+//! Pages only grow: what was packed when a sequence had `len` tokens is still there when it has more. What is lost is
+//! the full-precision rows of the tokens that were packed since. So a state can be restored exactly where nothing was packed
+//! since (at 16 bits anywhere), or where a [`Snapshot`] of the rings was taken.
+
+use kivi_kernels::Backend;
+use kivi_quant::KiviConfig;
+
+use super::transfer::write_rings;
+use super::{KvCache, SeqCache};
+
+/// The rings of a sequence at some length.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// Tokens that were in the cache.
+    pub len: usize,
+    /// Keys and values of each layer.
+    rings: Vec<[Vec<u32>; 2]>,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// What [`KvCache::rewind`] needs to come back to this state.
+    pub(crate) fn snapshot(&self, backend: &B, seq: &SeqCache) -> Result<Snapshot, B::Error> {
+        let rings = self.layers.iter().map(|layer| self.rings(backend, layer, seq.slot));
+        Ok(Snapshot { len: seq.len, rings: rings.collect::<Result<_, _>>()? })
+    }
+
+    /// Brings `seq` to the longest state of at most `len` tokens that can be restored exactly, and drops the snapshots of longer
+    /// ones. Tells how many tokens that is.
+    pub(crate) fn rewind(
+        &mut self,
+        backend: &B,
+        seq: &mut SeqCache,
+        snapshots: &mut Vec<Snapshot>,
+        len: usize,
+    ) -> Result<usize, B::Error> {
+        let direct = self.reach(seq, seq.len, len).map(|to| (to, None));
+        let stored = snapshots.iter().enumerate();
+        let stored = stored.filter_map(|(i, s)| self.reach(seq, s.len, len).map(|to| (to, Some(i))));
+        let best = direct.into_iter().chain(stored).max_by_key(|(to, from)| (*to, from.is_none()));
+        let (to, from) = best.unwrap_or((0, None));
+        if let Some(snapshot) = from.map(|i| &snapshots[i]) {
+            for (layer, rings) in self.layers.iter_mut().zip(&snapshot.rings) {
+                write_rings(backend, layer, seq.slot, rings)?;
+            }
+        }
+        seq.len = to;
+        for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
+            pool.shrink(pages, to);
+        }
+        snapshots.retain(|snapshot| snapshot.len <= to);
+        Ok(to)
+    }
+
+    /// How near to `len` tokens the state of `from` tokens can be shortened exactly, if it can.
+    fn reach(&self, seq: &SeqCache, from: usize, len: usize) -> Option<usize> {
+        let to = len.min(from);
+        let exact = |config: &KiviConfig| {
+            let (before, after) = (config.packed(to), config.packed(from));
+            let (k, v) = (config.k_bits().is_quantized(), config.v_bits().is_quantized());
+            (!k || before.k >= after.k) && (!v || before.v >= after.v)
+        };
+        let pools = self.shape.groups.iter().zip(self.pools.iter().zip(&seq.pages));
+        let possible = pools
+            .into_iter()
+            .all(|(group, (pool, pages))| exact(group.layout.config()) && pool.has_pages_of(pages, to));
+        possible.then_some(to)
+    }
+}
