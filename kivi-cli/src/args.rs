@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kivi_quant::{Bits, GroupSize, KvDtype};
 
-pub use values::{KvBits, MAX_TOKENS, PromptIds};
+pub use values::{KvBits, LayerList, MAX_TOKENS, PromptIds};
 
 /// Transformer inference with a 2-bit key/value cache (KIVI).
 #[derive(Debug, Parser)]
@@ -61,6 +61,8 @@ pub struct GenerateArgs {
     pub bits: BitsArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub layers: LayerArgs,
     /// Longest sequence, prompt and new text together [default: the model's context]
     #[arg(short, long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Cache",
           aliases = ["max-model-len", "max-seq-len"], allow_negative_numbers = true)]
@@ -195,9 +197,25 @@ pub struct CacheArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = values::tokens,
           alias = "residual-length", allow_negative_numbers = true)]
     pub kv_residual: usize,
+    /// First tokens of a text kept in full precision; the paper has none
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = values::sinks,
+          allow_negative_numbers = true)]
+    pub kv_sink: usize,
     /// Type of what is kept in full precision: f16, bf16 or f32
     #[arg(long, value_name = "DTYPE", default_value = "f16", value_parser = values::kv_dtype)]
     pub kv_dtype: KvDtype,
+}
+
+/// Layers whose cache has settings of its own.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache")]
+pub struct LayerArgs {
+    /// Layers that are not quantized, as `0,1,-1`; negative ones count from the last
+    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
+    pub kv_skip_layers: Option<LayerList>,
+    /// TOML or JSON file with settings for some layers; see docs/quality.md
+    #[arg(long, value_name = "PATH")]
+    pub kv_policy: Option<PathBuf>,
 }
 
 /// Where to compute.

@@ -1,8 +1,10 @@
 //! The machine-readable output of `generate`.
 
+use std::collections::BTreeMap;
+
 use kivi_model::engine::CacheUse;
 use kivi_model::generate::Generation;
-use kivi_quant::KiviConfig;
+use kivi_model::policy::CachePolicy;
 use serde::Serialize;
 
 use crate::memory;
@@ -59,6 +61,10 @@ struct CacheJson {
     group_size: usize,
     residual_length: usize,
     kv_dtype: String,
+    sink_tokens: usize,
+    /// Layers with other settings.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    layers: BTreeMap<usize, String>,
 }
 
 /// One object: a text, or `results` with several.
@@ -94,8 +100,8 @@ fn figures<'a>(run: &'a Run, texts: impl Iterator<Item = &'a Generation> + Clone
     }
 }
 
-fn cache_json(config: &KiviConfig, cache: &CacheUse) -> CacheJson {
-    let used = cache.used;
+fn cache_json(policy: &CachePolicy, cache: &CacheUse) -> CacheJson {
+    let (used, config) = (cache.used, policy.base());
     CacheJson {
         tokens: cache.tokens,
         codes_bytes: used.codes,
@@ -110,5 +116,7 @@ fn cache_json(config: &KiviConfig, cache: &CacheUse) -> CacheJson {
         group_size: config.group_size(),
         residual_length: config.residual_length(),
         kv_dtype: config.kv_dtype().to_string(),
+        sink_tokens: config.sink_tokens(),
+        layers: policy.overrides().map(|(layer, config)| (layer, config.to_string())).collect(),
     }
 }

@@ -9,6 +9,7 @@ mod json;
 mod memory;
 mod model_source;
 mod output;
+mod policy;
 mod prompts;
 mod report;
 mod settings;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use kivi_model::engine::CacheUse;
 use kivi_model::generate::Generation;
-use kivi_quant::{KiviConfig, KvDtype};
+use kivi_model::policy::CachePolicy;
+use kivi_quant::KiviConfig;
 
 use crate::format::{mib, rate, size, thousands, times_less};
 use crate::memory;
@@ -20,7 +21,7 @@ pub struct Run {
     /// Bytes of the weights.
     pub weights_bytes: u64,
     /// The cache's settings.
-    pub cache: KiviConfig,
+    pub cache: CachePolicy,
     /// The seed, unless nothing was drawn.
     pub seed: Option<Seed>,
     /// From the start to a loaded model.
@@ -72,6 +73,7 @@ pub fn cache_use<'a>(texts: impl Iterator<Item = &'a Generation>) -> CacheUse {
         used: sum.used + cache.used,
         allocated: sum.allocated + cache.allocated,
         tokens: sum.tokens + cache.tokens,
+        reused: sum.reused + cache.reused,
     })
 }
 
@@ -103,12 +105,12 @@ pub fn statistics(run: &Run) -> String {
 }
 
 /// Settings and bytes of the cache, all in MiB.
-fn cache_line(config: &KiviConfig, cache: &CacheUse) -> String {
+fn cache_line(policy: &CachePolicy, cache: &CacheUse) -> String {
     let used = cache.used;
     let part = |bytes: usize| mib(bytes as u64);
     format!(
         "{}   {} MiB  (fp16 {} MiB, {}; codes {}, scales {}, residual {})   allocated {} MiB",
-        settings(config),
+        settings(policy),
         part(used.used()),
         part(used.fp16),
         times_less(used.used() as u64, used.fp16 as u64),
@@ -119,14 +121,18 @@ fn cache_line(config: &KiviConfig, cache: &CacheUse) -> String {
     )
 }
 
-/// `K2 V2 g32 R128`, or `K16 V16`; the type of full-precision rows unless it is f16.
-fn settings(config: &KiviConfig) -> String {
-    let mut out = format!("K{} V{}", config.k_bits(), config.v_bits());
-    if config.is_quantized() {
-        let _ = write!(out, " g{} R{}", config.group_size(), config.residual_length());
+/// The settings of all layers, and those of layers that have others.
+fn settings(policy: &CachePolicy) -> String {
+    let mut out = policy.base().to_string();
+    let mut others: Vec<(KiviConfig, Vec<String>)> = Vec::new();
+    for (layer, config) in policy.overrides() {
+        match others.iter_mut().find(|(known, _)| known == config) {
+            Some((_, layers)) => layers.push(layer.to_string()),
+            None => others.push((*config, vec![layer.to_string()])),
+        }
     }
-    if config.kv_dtype() != KvDtype::F16 {
-        let _ = write!(out, " {}", config.kv_dtype());
+    for (config, layers) in others {
+        let _ = write!(out, ", layers {}: {config}", layers.join(","));
     }
     out
 }

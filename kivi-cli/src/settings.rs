@@ -39,7 +39,8 @@ pub fn cache(args: &CacheArgs, k_bits: Bits, v_bits: Bits) -> Result<KiviConfig>
         let text = error.to_string();
         Usage(format!("--kv-residual: {}", text.strip_prefix("cache residual length: ").unwrap_or(&text)))
     })?;
-    Ok(config.with_kv_dtype(args.kv_dtype))
+    let config = config.with_kv_dtype(args.kv_dtype).with_sink_tokens(args.kv_sink);
+    config.map_err(|error| Usage(format!("--kv-sink: {error}")).into())
 }
 
 /// Widths of keys and values.

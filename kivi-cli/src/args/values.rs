@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use kivi_quant::{Bits, GroupSize, KvDtype};
+use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 
 /// More tokens than any model's context: a larger number is a slip.
 pub const MAX_TOKENS: usize = 1 << 24;
@@ -53,9 +53,27 @@ impl FromStr for PromptIds {
     }
 }
 
+/// Layers; negative ones count from the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerList(pub Vec<i64>);
+
+impl FromStr for LayerList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let layers: Result<_, _> = text.split(',').map(|layer| layer.trim().parse()).collect();
+        layers.map(Self).map_err(|_| "expected layers as 0,1,-1".into())
+    }
+}
+
 /// A number of tokens, or of anything else there is at least one of.
 pub fn tokens(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_TOKENS)
+}
+
+/// A number of first tokens.
+pub fn sinks(text: &str) -> Result<usize, String> {
+    whole(text, 0..=KiviConfig::MAX_RESIDUAL)
 }
 
 /// A number of tokens to choose from.

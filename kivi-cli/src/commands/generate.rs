@@ -20,7 +20,7 @@ use crate::output::{self, Screen};
 use crate::prompts::{self, Prompt};
 use crate::report::{self, Run};
 use crate::settings::{self, Seed};
-use crate::{json, model_source, sizing};
+use crate::{json, model_source, policy, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and statistics out.
 pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<()> {
@@ -33,7 +33,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
 
     let start = Instant::now();
     let job = Job::new(args, &source, cache, &prompts)?;
-    let seed = job.seed;
+    let (seed, policy) = (job.seed, job.sizes.cache.clone());
     let progress = !quiet && !args.json;
     let (model, weights_bytes) = load(backend, &source, progress)?;
     let load = start.elapsed();
@@ -43,7 +43,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
         model: source.place(""),
         device: backend.name().to_owned(),
         weights_bytes,
-        cache,
+        cache: policy,
         seed,
         load,
         setup,
@@ -73,7 +73,8 @@ impl Job {
         let tokens = tokens.collect::<Result<Vec<_>>>()?;
         let lens: Vec<usize> = tokens.iter().map(Vec::len).collect();
         let (max_tokens, budget) = (args.sampling.max_tokens, args.max_num_batched_tokens);
-        let sizes = sizing::engine(cache, &lens, max_tokens, context.tokens, budget);
+        let policy = policy::read(&args.layers, cache, config.n_layers)?;
+        let sizes = sizing::engine(policy, config.n_layers, &lens, max_tokens, context.tokens, budget);
         tracing::info!("engine: {sizes:?}");
         let seed = Seed::new(args.sampling.seed);
         let sampling = settings::sampling(&args.sampling, &recommended, seed);
@@ -121,12 +122,9 @@ fn requests(
     eos: &[u32],
 ) -> Vec<TextRequest> {
     let request = |prompt| Request {
-        prompt,
-        max_tokens: args.max_tokens,
         sampling: sampling.clone(),
         eos: eos.to_vec(),
-        forced: Vec::new(),
-        want_logits: false,
+        ..Request::new(prompt, args.max_tokens)
     };
     let text_request = |prompt| TextRequest { request: request(prompt), stop: args.stop.clone() };
     prompts.into_iter().map(text_request).collect()
