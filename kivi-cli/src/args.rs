@@ -63,6 +63,8 @@ pub struct GenerateArgs {
     pub cache: CacheArgs,
     #[command(flatten)]
     pub layers: LayerArgs,
+    #[command(flatten)]
+    pub files: CacheFileArgs,
     /// Longest sequence, prompt and new text together [default: the model's context]
     #[arg(short, long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Cache",
           aliases = ["max-model-len", "max-seq-len"], allow_negative_numbers = true)]
@@ -216,6 +218,18 @@ pub struct LayerArgs {
     /// TOML or JSON file with settings for some layers; see docs/quality.md
     #[arg(long, value_name = "PATH")]
     pub kv_policy: Option<PathBuf>,
+}
+
+/// Caches in files.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheFileArgs {
+    /// Continue the text whose cache is in this file; the prompt, if there is one, comes after it
+    #[arg(long, value_name = "FILE")]
+    pub load_cache: Option<PathBuf>,
+    /// Write the cache of the text to this file, to be loaded by another run
+    #[arg(long, value_name = "FILE")]
+    pub save_cache: Option<PathBuf>,
 }
 
 /// Where to compute.

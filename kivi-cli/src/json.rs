@@ -49,6 +49,8 @@ struct Figures<'a> {
 #[derive(Serialize)]
 struct CacheJson {
     tokens: usize,
+    /// Tokens that were loaded from a file.
+    reused_tokens: usize,
     codes_bytes: usize,
     scales_bytes: usize,
     residual_bytes: usize,
@@ -104,6 +106,7 @@ fn cache_json(policy: &CachePolicy, cache: &CacheUse) -> CacheJson {
     let (used, config) = (cache.used, policy.base());
     CacheJson {
         tokens: cache.tokens,
+        reused_tokens: cache.reused,
         codes_bytes: used.codes,
         scales_bytes: used.scales,
         residual_bytes: used.residual,

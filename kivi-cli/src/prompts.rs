@@ -35,12 +35,16 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Its tokens; a text begins as the tokenizer says. Fails unless at least one more token fits the context.
-    pub fn tokens(&self, tokenizer: &Tokenizer, context: ContextLimits) -> Result<Vec<u32>> {
-        let tokens = match &self.content {
-            Content::Text(text) => tokenizer.encode(text, true).with_context(|| self.label.clone())?,
+    /// Its tokens after those of `past`; a text begins as the tokenizer says, unless there is a past. Fails unless at least one
+    /// more token fits the context.
+    pub fn tokens(&self, past: &[u32], tokenizer: &Tokenizer, context: ContextLimits) -> Result<Vec<u32>> {
+        let new = match &self.content {
+            Content::Text(text) => {
+                tokenizer.encode(text, past.is_empty()).with_context(|| self.label.clone())?
+            }
             Content::Ids(ids) => ids.clone(),
         };
+        let tokens = [past, &new].concat();
         let ContextLimits { tokens: holds, most } = context;
         if tokens.len() >= holds {
             let raise = if holds < most { " or raise --ctx-size" } else { "" };
@@ -57,8 +61,8 @@ impl Prompt {
     }
 }
 
-/// Reads all prompts; without any, standard input is one unless it is a terminal.
-pub fn read(args: &PromptArgs) -> Result<Vec<Prompt>> {
+/// Reads all prompts; without any, standard input is one unless it is a terminal, or there is a text to continue without one.
+pub fn read(args: &PromptArgs, has_past: bool) -> Result<Vec<Prompt>> {
     let from_stdin = args.prompt.iter().filter(|text| *text == "-").count()
         + args.file.iter().filter(|path| *path == Path::new("-")).count();
     if from_stdin > 1 {
@@ -74,6 +78,9 @@ pub fn read(args: &PromptArgs) -> Result<Vec<Prompt>> {
     }
     for (ids, n) in args.prompt_ids.iter().zip(prompts.len() + 1..) {
         prompts.push(Prompt { label: format!("prompt {n}"), content: Content::Ids(ids.0.clone()) });
+    }
+    if prompts.is_empty() && has_past {
+        prompts.push(Prompt { label: "the loaded text".into(), content: Content::Ids(Vec::new()) });
     }
     if prompts.is_empty() {
         prompts.push(unasked_stdin()?);

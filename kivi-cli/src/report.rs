@@ -91,8 +91,11 @@ pub fn statistics(run: &Run) -> String {
         let rate = rate(counted, seconds);
         format!("{:>7} tokens  {seconds:>7.2} s  {rate:>8} tok/s", thousands(n as u64))
     };
-    let first_token = format!("   first token {:.2} s", timings.first_token);
-    line("prompt", tokens(prompt, timings.prompt, prompt) + &first_token);
+    let reused = cache_use(texts()).reused;
+    let loaded =
+        if reused > 0 { format!("   {} of them loaded", thousands(reused as u64)) } else { String::new() };
+    let first_token = format!("   first token {:.2} s{loaded}", timings.first_token);
+    line("prompt", tokens(prompt, timings.prompt, prompt - reused) + &first_token);
     // The first token of each text comes with its prompt.
     line("generated", tokens(new, timings.generation, new - first));
     line("kv cache", cache_line(&run.cache, &cache_use(texts())));

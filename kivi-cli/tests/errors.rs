@@ -43,13 +43,75 @@ fn wrong_flags() {
         (&["--prompt", ""], &["--prompt", "empty"]),
         (&["-p", "-n", "5"], &["--prompt"]),
         (&["--kv-bits", "3\n4"], &["--kv-bits"]),
+        (&["--kv-sink", "65537"], &["--kv-sink", "from 0 to 65536"]),
+        (&["--kv-skip-layers", "1,x"], &["--kv-skip-layers", "0,1,-1"]),
+        (&["--kv-skip-layers", "8"], &["--kv-skip-layers", "from -8 to 7", "8"]),
+        (&["--kv-skip-layers", "-9"], &["--kv-skip-layers", "-9"]),
+        (&["-p", "b", "--save-cache", "x"], &["--save-cache", "one prompt, found 2"]),
         (&["-v", "-q"], &["--verbose", "--quiet"]),
         (&["-m", "a", "b"], &["--model"]),
     ];
     for (args, parts) in cases {
-        let prompt: &[&str] = if args.iter().any(|arg| arg.contains("-p")) { &[] } else { &["-p", "a"] };
+        let prompt: &[&str] = if args[0].contains("-p") && args[1..] != ["b", "--save-cache", "x"] {
+            &[]
+        } else {
+            &["-p", "a"]
+        };
         kivi(&[&["generate"], prompt, args].concat()).fails(2, parts);
     }
+}
+
+#[test]
+fn policies_that_cannot_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("a.toml", "layers = 3", &["line 1", "a sequence"]),
+        ("b.toml", "[[layers]]\nlayers = [0]\nbits = 1", &["line 3", "unknown field `bits`", "k_bits"]),
+        ("c.toml", "[[layers]]\nlayers = [0]\nk_bits = 3", &["layers[0]", "2, 4, 8 or 16", "3"]),
+        (
+            "d.toml",
+            "[[layers]]\nlayers = [0]\nresidual = 33",
+            &["layers[0]", "multiple of the group size 32"],
+        ),
+        ("e.toml", "[[layers]]\nlayers = [99]", &["layers[0].layers", "from -8 to 7", "99"]),
+        ("f.toml", "x = = 1", &["line 1"]),
+        ("g.json", "{\"layers\": [{\"layers\": \"all\"}]}", &["line 1"]),
+    ];
+    for (name, text, parts) in cases {
+        std::fs::write(path(name), text).unwrap();
+        kivi(&["generate", "-p", "a", "--kv-policy", &path(name)]).fails(1, &[&[*name], *parts].concat());
+    }
+    kivi(&["generate", "-p", "a", "--kv-policy", &path("absent")]).fails(1, &["absent", "cannot be opened"]);
+}
+
+#[test]
+fn saved_caches_that_cannot_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    kivi(&["generate", "-p", PROMPT, "-n", "4", "--save-cache", &path("good")]).ok();
+    let load = |name: &str, flags: &[&str]| {
+        kivi(&[&["generate", "-n", "4", "--load-cache", &path(name)], flags].concat())
+    };
+    load("good", &["--kv-bits", "4"]).fails(1, &["good", "layer 0", "K2 V2 g32 R128", "K4 V4 g32 R128"]);
+    load("good", &["-c", "12"]).fails(1, &["12"]);
+    load("absent", &[]).fails(1, &["absent", "no such file"]);
+    std::fs::write(path("text"), "Once upon a time").unwrap();
+    load("text", &[]).fails(1, &["text", "not a saved cache", "--save-cache"]);
+    let mut bytes = std::fs::read(path("good")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(path("bad"), &bytes).unwrap();
+    load("bad", &[]).fails(1, &["bad", "damaged", "checksum"]);
+    std::fs::write(path("short"), &bytes[..middle]).unwrap();
+    load("short", &[]).fails(1, &["short"]);
+    let other = Checkpoint::new();
+    load("good", &["-m", other.path()]).ok();
+    other.edit("config.json", |config| config["rope_theta"] = json!(5000.0));
+    load("good", &["-m", other.path()]).fails(1, &["good", "another model"]);
+    let nowhere = path("absent/file");
+    kivi(&["generate", "-q", "-p", "a", "-n", "2", "--save-cache", &nowhere])
+        .fails(1, &["absent/file", "written"]);
 }
 
 #[test]

@@ -30,6 +30,56 @@ fn greedy_text_is_the_same_every_time_and_alone_on_standard_output() {
 }
 
 #[test]
+fn a_saved_cache_goes_on_in_another_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text.kivi").to_str().unwrap().to_owned();
+    for flags in
+        [&["--kv-residual", "32"][..], &["--kv-bits", "16"], &["--kv-sink", "4", "--kv-skip-layers", "0"]]
+    {
+        let run = |args: &[&str]| generate_json(&[args, flags].concat());
+        let whole = run(&["-p", LONG, "-n", "60"]);
+        let first = run(&["-p", LONG, "-n", "25", "--save-cache", &path]);
+        // The same file is read and then replaced.
+        let second = run(&["-n", "20", "--load-cache", &path, "--save-cache", &path]);
+        let third = run(&["-n", "15", "--load-cache", &path]);
+        let ids = [first, second, third].map(|run| run["token_ids"].as_array().unwrap().clone()).concat();
+        assert_eq!(&ids, whole["token_ids"].as_array().unwrap(), "{flags:?}");
+    }
+    let more = generate_json(&[
+        "-n",
+        "3",
+        "--load-cache",
+        &path,
+        "-p",
+        " Then",
+        "--kv-sink",
+        "4",
+        "--kv-skip-layers",
+        "0",
+    ]);
+    let (prompt, reused) = (&more["prompt_tokens"], &more["kv_cache"]["reused_tokens"]);
+    assert_eq!(
+        prompt.as_u64().unwrap(),
+        reused.as_u64().unwrap() + 2,
+        "the last token and a new one: {more}"
+    );
+}
+
+#[test]
+fn layers_can_have_settings_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("policy.toml");
+    std::fs::write(&path, "[[layers]]\nlayers = [0, -1]\nk_bits = 4\n\n[[layers]]\nlayers = [3]\nsink = 2")
+        .unwrap();
+    let args = ["-p", PROMPT, "-n", "4", "--kv-policy", path.to_str().unwrap(), "--kv-skip-layers", "7"];
+    let layers = generate_json(&args)["kv_cache"]["layers"].clone();
+    assert_eq!(layers, json!({"0": "K4 V2 g32 R128", "3": "K2 V2 g32 R128 sink 2", "7": "K16 V16"}));
+    let skipped = |list: &str| generate_json(&["-p", PROMPT, "-n", "200", "--kv-skip-layers", list]);
+    let all = generate_json(&["-p", PROMPT, "-n", "200", "--kv-bits", "16"]);
+    assert_eq!(skipped("0,1,2,3,-4,-3,-2,-1")["token_ids"], all["token_ids"]);
+}
+
+#[test]
 fn quiet_leaves_the_text() {
     let ran = kivi(&["generate", "-q", "-p", PROMPT, "-n", "4"]).ok();
     assert_eq!(ran.stderr, "");

@@ -386,8 +386,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     fn release(&mut self, i: usize, keep: bool) -> CacheUse {
         let used = self.cache_use(i);
-        let Sequence { id, mut tokens, cache, snapshots, .. } = self.running.remove(i);
-        tokens.truncate(cache.len);
+        let Sequence { id, tokens, cache, snapshots, .. } = self.running.remove(i);
         self.put_away(id, Some(Kept { tokens, cache, snapshots }), keep);
         used
     }

@@ -21,6 +21,8 @@ pub struct TextRequest {
 /// A text that is complete.
 #[derive(Clone, Debug)]
 pub struct Generation {
+    /// Its request, for [`Engine::save`] and [`Request::past`] if that was kept.
+    pub id: SeqId,
     /// The new text, without special tokens and without the stop string.
     pub text: String,
     /// The new tokens, an end token included.
@@ -191,6 +193,7 @@ fn handle<B: Backend>(
 impl Running {
     fn new(id: SeqId, tokenizer: &Tokenizer, stop: StopStrings, prompt_tokens: usize) -> Self {
         let generation = Generation {
+            id,
             text: String::new(),
             token_ids: Vec::new(),
             prompt_tokens,

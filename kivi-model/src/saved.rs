@@ -7,7 +7,7 @@
 mod header;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 
@@ -24,6 +24,10 @@ pub use header::Mismatch;
 const FORMAT: &str = "kivi-cache";
 const VERSION: &str = "1";
 const CHECKSUM: &str = "sha256";
+/// How many tokens are in the cache.
+const CACHED: &str = "cached";
+/// Begins the names of notes.
+const NOTE: &str = "note.";
 const TOKENS: &str = "tokens";
 /// The arrays of a layer, in the order of [`LayerState`].
 const ARRAYS: [&str; 5] = ["pages", "k_rows", "v_rows", "k_sinks", "v_sinks"];
@@ -32,8 +36,11 @@ const ARRAYS: [&str; 5] = ["pages", "k_rows", "v_rows", "k_sinks", "v_sinks"];
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedCache {
     pub(crate) header: Header,
+    /// The text's tokens, the first `state.len` of which are in the cache.
     pub(crate) tokens: Vec<u32>,
     pub(crate) state: SequenceState,
+    /// What a program adds to the file, by name; nothing in kivi-model reads it.
+    pub notes: BTreeMap<String, String>,
 }
 
 /// Why a file of a saved cache cannot be written or read.
@@ -90,7 +97,7 @@ impl View for Words<'_> {
 }
 
 impl SavedCache {
-    /// The tokens in the cache.
+    /// The tokens of the text; the last ones need not be in the cache.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -106,9 +113,11 @@ impl SavedCache {
             reason: clean(&reason.to_string()),
         };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::NamedTempFile::new_in(dir).map_err(|e| io(&e))?;
+        let temporary = builder().tempfile_in(dir).map_err(|e| io(&e))?;
         let arrays = self.arrays();
         let mut metadata = self.header.metadata(self.state.layers.iter().map(|layer| layer.left));
+        metadata.insert(CACHED.into(), self.state.len.to_string());
+        metadata.extend(self.notes.iter().map(|(name, text)| (format!("{NOTE}{name}"), text.clone())));
         metadata.insert(
             CHECKSUM.into(),
             checksum(&metadata, arrays.iter().map(|(n, w)| (n.as_str(), bytemuck::cast_slice(w)))),
@@ -169,6 +178,15 @@ impl SavedCache {
     }
 }
 
+/// Makes files that others may read, as far as the user lets them.
+fn builder() -> tempfile::Builder<'static, 'static> {
+    #[allow(unused_mut)] // elsewhere there is nothing to set
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
+}
+
 fn array(layer: usize, name: &str) -> String {
     format!("layers.{layer}.{name}")
 }
@@ -201,7 +219,11 @@ fn parse(mut metadata: HashMap<String, String>, tensors: &SafeTensors<'_>) -> Re
         })
     });
     let layers = layers.collect::<Result<_, String>>()?;
-    Ok(SavedCache { header, state: SequenceState { len: tokens.len(), layers }, tokens })
+    let len = metadata.get(CACHED).and_then(|len| len.parse().ok()).filter(|len| *len <= tokens.len());
+    let len = len.ok_or("it does not say how many tokens are in the cache")?;
+    let notes =
+        metadata.into_iter().filter_map(|(key, text)| Some((key.strip_prefix(NOTE)?.to_owned(), text)));
+    Ok(SavedCache { header, state: SequenceState { len, layers }, tokens, notes: notes.collect() })
 }
 
 /// SHA-256 of the metadata and the arrays, each in the order of their names, with their lengths between.

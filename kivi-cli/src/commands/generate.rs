@@ -1,9 +1,10 @@
 //! `generate`: continues prompts.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use kivi_kernels::{Backend, ErrorKind, KernelError};
 use kivi_model::config::ModelConfig;
 use kivi_model::engine::{Engine, EngineConfig, EngineError, Request};
@@ -11,11 +12,13 @@ use kivi_model::generate::{GenerateError, Generation, Progress, TextRequest, gen
 use kivi_model::generation_config::GenerationConfig;
 use kivi_model::model::Model;
 use kivi_model::sampler::SamplingParams;
+use kivi_model::saved::SavedCache;
 use kivi_model::source::Source;
 use kivi_model::tokenizer::Tokenizer;
 use kivi_quant::KiviConfig;
 
-use crate::args::{GenerateArgs, SamplingArgs};
+use crate::args::{CacheFileArgs, GenerateArgs, SamplingArgs};
+use crate::failure::Usage;
 use crate::output::{self, Screen};
 use crate::prompts::{self, Prompt};
 use crate::report::{self, Run};
@@ -29,7 +32,8 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     let cache = settings::cache(&args.cache, k_bits, v_bits)?;
     model_source::refuse_prompt(&args.model)?;
     let source = model_source::open(&args.model)?;
-    let prompts = prompts::read(&args.prompts)?;
+    let prompts = prompts::read(&args.prompts, args.files.load_cache.is_some())?;
+    check_files(&args.files, prompts.len())?;
 
     let start = Instant::now();
     let job = Job::new(args, &source, cache, &prompts)?;
@@ -38,7 +42,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     let (model, weights_bytes) = load(backend, &source, progress)?;
     let load = start.elapsed();
     let screen = Screen::new(prompts.len() == 1 && !args.json, progress);
-    let (setup, texts) = job.run(backend, &model, &prompts, screen)?;
+    let (setup, texts) = job.run(backend, &model, &prompts, screen, args.files.save_cache.as_deref())?;
     let run = Run {
         model: source.place(""),
         device: backend.name().to_owned(),
@@ -52,8 +56,30 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     show(&run, args.json, quiet)
 }
 
+/// Caches in files are those of one text; a file that could not be written is better known before the text is made.
+fn check_files(files: &CacheFileArgs, prompts: usize) -> Result<()> {
+    let flags = [("--load-cache", &files.load_cache), ("--save-cache", &files.save_cache)];
+    if let Some((flag, _)) = flags.iter().find(|(_, file)| file.is_some() && prompts > 1) {
+        return Err(Usage(format!("{flag}: expected one prompt, found {prompts}")).into());
+    }
+    let Some(file) = &files.save_cache else { return Ok(()) };
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if file.is_dir() || !dir.is_dir() {
+        let (found, dir) =
+            if file.is_dir() { ("a directory", file.as_path()) } else { ("no such directory", dir) };
+        bail!(
+            "{}: cannot be written: {}: {found}; give a path in a directory that exists",
+            name(file),
+            name(dir)
+        );
+    }
+    Ok(())
+}
+
 /// All that is known before the weights are loaded.
 struct Job {
+    /// The text to continue, and the file that it is from.
+    past: Option<(String, SavedCache)>,
     config_file: String,
     tokenizer: Tokenizer,
     requests: Vec<TextRequest>,
@@ -69,7 +95,11 @@ impl Job {
         let context = settings::context(args.ctx_size, &config)?;
         let recommended = GenerationConfig::load(source, &config)?;
         let tokenizer = Tokenizer::load(source, config.vocab_size)?;
-        let tokens = prompts.iter().map(|prompt| prompt.tokens(&tokenizer, context));
+        let past =
+            args.files.load_cache.as_ref().map(|file| SavedCache::read(file).map(|past| (name(file), past)));
+        let past = past.transpose()?;
+        let before = past.as_ref().map_or(&[][..], |(_, past)| past.tokens());
+        let tokens = prompts.iter().map(|prompt| prompt.tokens(before, &tokenizer, context));
         let tokens = tokens.collect::<Result<Vec<_>>>()?;
         let lens: Vec<usize> = tokens.iter().map(Vec::len).collect();
         let (max_tokens, budget) = (args.sampling.max_tokens, args.max_num_batched_tokens);
@@ -80,6 +110,7 @@ impl Job {
         let sampling = settings::sampling(&args.sampling, &recommended, seed);
         let eos = if args.sampling.ignore_eos { Vec::new() } else { recommended.eos_token_ids };
         Ok(Self {
+            past,
             config_file: source.place("config.json"),
             tokenizer,
             seed: (sampling.temperature > 0.0).then_some(seed),
@@ -90,15 +121,22 @@ impl Job {
 
     /// Makes the texts; returns how long it took to make the engine, too.
     fn run<B: Backend>(
-        self,
+        mut self,
         backend: &B,
         model: &Model<B>,
         prompts: &[Prompt],
         mut screen: Screen,
+        save_cache: Option<&Path>,
     ) -> Result<(Duration, Vec<Generation>)> {
         let start = Instant::now();
         let engine = Engine::new(backend, model, self.sizes);
         let mut engine = engine.map_err(|error| not_made(error, &self.config_file))?;
+        for TextRequest { request, .. } in &mut self.requests {
+            request.keep = save_cache.is_some();
+            if let Some((file, past)) = &self.past {
+                request.past = Some(engine.restore(past).map_err(|error| anyhow!("{file}: {error}"))?);
+            }
+        }
         let setup = start.elapsed();
         screen.start(self.requests.iter().map(|request| request.request.prompt.len()).sum());
         let texts = generate(&mut engine, &self.tokenizer, self.requests, &mut |progress| match progress {
@@ -110,8 +148,24 @@ impl Job {
         });
         let texts = texts.map_err(|error| named(error, prompts))?;
         screen.finish()?;
+        if let (Some(file), Some(text)) = (save_cache, texts.first()) {
+            save(&engine, text, file)?;
+        }
         Ok((setup, texts))
     }
+}
+
+/// Writes the cache of a text, unless it failed; what failed is reported later.
+fn save<B: Backend>(engine: &Engine<'_, B>, text: &Generation, file: &Path) -> Result<()> {
+    match engine.save(text.id).context("reading the cache")? {
+        Some(saved) => Ok(saved.write(file)?),
+        None => Ok(()),
+    }
+}
+
+/// A path as messages name it.
+fn name(path: &Path) -> String {
+    path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// What the engine is to do for each prompt.

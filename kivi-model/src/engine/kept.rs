@@ -1,5 +1,7 @@
 //! Texts whose caches stay when they end, to be continued or saved.
 
+use std::collections::BTreeMap;
+
 use kivi_kernels::Backend;
 
 use super::{Engine, RestoreError, SeqId};
@@ -8,7 +10,7 @@ use crate::saved::{Header, SavedCache};
 
 /// A text at rest.
 pub(super) struct Kept {
-    /// The tokens in the cache.
+    /// Its tokens; the cache has the first `cache.len` of them.
     pub tokens: Vec<u32>,
     pub cache: SeqCache,
     pub snapshots: Vec<Snapshot>,
@@ -30,9 +32,7 @@ impl Kept {
     ) -> Result<usize, B::Error> {
         let common = self.tokens.iter().zip(prompt).take_while(|(x, y)| x == y).count();
         let len = common.min(prompt.len().saturating_sub(1));
-        let left = cache.rewind(backend, &mut self.cache, &mut self.snapshots, len)?;
-        self.tokens.truncate(left);
-        Ok(left)
+        cache.rewind(backend, &mut self.cache, &mut self.snapshots, len)
     }
 }
 
@@ -43,7 +43,8 @@ impl<B: Backend> Engine<'_, B> {
         kept.map(|kept| self.cache.close(kept.cache)).is_some()
     }
 
-    /// The tokens in the cache of a kept text.
+    /// The tokens of a kept text, prompt and answer. The last ones need not be in the cache yet: the very last token of an answer
+    /// is not.
     pub fn kept_tokens(&self, id: SeqId) -> Option<&[u32]> {
         self.kept.get(&id).map(|kept| kept.tokens.as_slice())
     }
@@ -64,7 +65,8 @@ impl<B: Backend> Engine<'_, B> {
     pub fn save(&self, id: SeqId) -> Result<Option<SavedCache>, B::Error> {
         let Some(kept) = self.kept.get(&id) else { return Ok(None) };
         let state = self.cache.state(self.backend, &kept.cache)?;
-        Ok(Some(SavedCache { header: self.header(), tokens: kept.tokens.clone(), state }))
+        let (header, tokens) = (self.header(), kept.tokens.clone());
+        Ok(Some(SavedCache { header, tokens, state, notes: BTreeMap::new() }))
     }
 
     /// Keeps a text that was saved, perhaps on another backend, and names it.
