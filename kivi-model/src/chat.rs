@@ -8,8 +8,8 @@
 //! `tokenizer.encode(&text, false)`.
 //!
 //! # Trust
-//! A template is a program of someone else. It reads nothing but the messages and the time, and its
-//! work, memory and recursion are bounded.
+//! A template is a program of someone else. It reads nothing but the messages and the time, and its work,
+//! time and recursion are bounded; `docs/chat.md` says how.
 
 mod dates;
 mod environment;
@@ -22,6 +22,8 @@ mod tokens;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 pub use error::ChatError;
 pub use jiff::civil::DateTime;
@@ -46,6 +48,9 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// The stack that a template runs on, in bytes: values nested as deep as its fuel allows are dropped by
 /// recursion. Only what is used of it takes memory.
 const STACK_BYTES: usize = 1 << 30;
+/// The longest that a template may take. Its work is counted, but not that within some operations, such as
+/// making text of a list that holds another many times.
+const MAX_TIME: Duration = Duration::from_secs(5);
 /// The template's name in the environment.
 const NAME: &str = "chat";
 
@@ -92,7 +97,7 @@ impl ChatTemplate {
         let text = syntax::prepare(template);
         let env = apart(&file, || {
             let mut env = environment::environment(system_clock());
-            env.add_template_owned(NAME, text).map_err(|e| error::sort(&file, &e))?;
+            env.add_template_owned(NAME, text)?;
             Ok(env)
         })?;
         Ok(ChatTemplate { file, env, tokens })
@@ -132,22 +137,28 @@ impl ChatTemplate {
             ("documents".to_string(), ().into()),
         ];
         let context = Value::from_pairs(given.into_iter().chain(self.tokens.values()).chain(variables));
-        apart(&self.file, || {
-            let rendered = self.env.get_template(NAME).and_then(|template| template.render(context));
-            rendered.map_err(|e| error::sort(&self.file, &e))
-        })
+        let env = self.env.clone();
+        apart(&self.file, move || env.get_template(NAME)?.render(context))
     }
 }
 
-/// Works on a stack of its own, which values nested as deep as hostile templates make them need.
-fn apart<T: Send>(file: &str, work: impl FnOnce() -> Result<T, ChatError> + Send) -> Result<T, ChatError> {
+/// Works in a thread of its own: with a stack for deep values, and left to itself when the time is over.
+fn apart<T: Send + 'static>(
+    file: &str,
+    work: impl FnOnce() -> Result<T, minijinja::Error> + Send + 'static,
+) -> Result<T, ChatError> {
     let failed = |reason: String| ChatError::Failed { file: file.into(), line: 1, reason };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK_BYTES);
-        let thread =
-            thread.spawn_scoped(scope, work).map_err(|e| failed(format!("no thread for it: {e}")))?;
-        thread.join().unwrap_or_else(|_| Err(failed("the template library gave up".into())))
-    })
+    let (send, receive) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK_BYTES);
+    let name = file.to_string();
+    // Errors hold values of the template, so they end here. Nobody may be waiting any more.
+    let started = thread.spawn(move || drop(send.send(work().map_err(|e| error::sort(&name, &e)))));
+    started.map_err(|e| failed(format!("no thread for it: {e}")))?;
+    match receive.recv_timeout(MAX_TIME) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err(ChatError::TooMuchWork { file: file.into(), line: 1 }),
+        Err(RecvTimeoutError::Disconnected) => Err(failed("the template library gave up".into())),
+    }
 }
 
 /// The file with the template, and the template.

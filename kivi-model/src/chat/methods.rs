@@ -41,6 +41,9 @@ fn text_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>
             text[..at].chars().count().into()
         }
         "ljust" | "rjust" | "center" | "zfill" => pad(text, method, args)?.into(),
+        "format" if too_wide(text) => {
+            return Err(invalid("format: expected widths of at most 9999 characters"));
+        }
         "casefold" => text.to_lowercase().into(),
         _ => return Ok(None),
     }))
@@ -156,6 +159,11 @@ fn partition(text: &str, args: &[Value], from_right: bool) -> Result<Value, Erro
         None => [text, "", ""],
     };
     Ok(Value::from(Tuple::from(parts.map(Value::from))))
+}
+
+/// Whether a format has a number of five digits, which may be a width.
+fn too_wide(format: &str) -> bool {
+    format.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4)
 }
 
 /// Text of at least a width, in characters.
