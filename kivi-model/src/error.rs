@@ -260,6 +260,9 @@ pub enum LoadError {
         /// Number of embeddings of the model.
         vocab_size: usize,
     },
+    /// The chat template is not valid.
+    #[error(transparent)]
+    ChatTemplate(#[from] crate::chat::ChatError),
 }
 
 /// Makes untrusted text fit for a message: one line, printable, at most 80 characters.

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)] // One exception: the module that maps files.
 
 pub mod cache;
+pub mod chat;
 pub mod config;
 pub mod engine;
 pub mod error;

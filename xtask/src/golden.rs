@@ -38,6 +38,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ensure!(golden.status()?.success(), "golden.py failed");
 
+    let mut chat = Command::new(python);
+    chat.arg(scripts.join("chat.py")).arg("--out").arg(&out);
+    if args.check {
+        chat.arg("--check");
+    }
+    ensure!(chat.status()?.success(), "chat.py failed");
+
     let rope = Command::new(python).arg(scripts.join("rope.py")).stderr(Stdio::inherit()).output()?;
     ensure!(rope.status.success(), "rope.py failed");
     let file = out.join("rope.txt");
