@@ -30,6 +30,9 @@ pub enum Command {
     /// Continue one or several prompts
     #[command(after_help = GENERATE_HELP)]
     Generate(Box<GenerateArgs>),
+    /// Talk with a model, line by line
+    #[command(after_help = CHAT_HELP)]
+    Chat(Box<ChatArgs>),
     /// Say what a checkpoint is, and what its cache takes, without loading its weights
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
@@ -44,6 +47,14 @@ Examples:
   kivi-cli generate --prompt \"Once upon a time there was a king who\"
   kivi-cli generate -m Llama-3.2-1B -f story.txt -n 100 --kv-bits 4:2 --json";
 
+const CHAT_HELP: &str = "\
+Each line is what you say; the cache keeps the conversation, so that only what is new is computed. Ctrl-C ends an answer, \
+Ctrl-D or /exit the program; /help lists the other commands.
+
+Examples:
+  kivi-cli chat -m Qwen2.5-0.5B-Instruct --system \"Answer in one sentence.\"
+  echo \"What is 2 + 2?\" | kivi-cli chat -n 20";
+
 const INSPECT_HELP: &str = "\
 Examples:
   kivi-cli inspect Llama-3.2-1B -c 32768 --batch-size 8";
@@ -55,6 +66,11 @@ pub struct GenerateArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompts: PromptArgs,
+    /// Take each prompt as what a user says, and put it in the model's chat template
+    #[arg(long, help_heading = "Prompt", conflicts_with_all = ["prompt_ids", "load_cache"])]
+    pub chat: bool,
+    #[command(flatten)]
+    pub template: TemplateArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -69,26 +85,66 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Cache",
           aliases = ["max-model-len", "max-seq-len"], allow_negative_numbers = true)]
     pub ctx_size: Option<usize>,
-    /// Where to compute: auto or cpu
-    #[arg(
-        long,
-        value_name = "DEVICE",
-        default_value = "auto",
-        hide_possible_values = true,
-        help_heading = "Run"
-    )]
-    pub device: Device,
-    /// Threads to compute with; 0 means one a processor
-    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = values::threads,
-          help_heading = "Run", allow_negative_numbers = true)]
-    pub threads: usize,
-    /// Prompt tokens of one step; longer prompts are cut, and later parts see a packed past
-    #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = values::tokens,
-          help_heading = "Run", allow_negative_numbers = true)]
-    pub max_num_batched_tokens: usize,
+    #[command(flatten)]
+    pub run: RunArgs,
     /// Print one JSON object instead of text and statistics; times are in seconds
     #[arg(long, help_heading = "Run")]
     pub json: bool,
+}
+
+/// Arguments of `chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub template: TemplateArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub bits: BitsArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub layers: LayerArgs,
+    /// Begin with the conversation in this file, which /save wrote
+    #[arg(long, value_name = "FILE", help_heading = "Cache", conflicts_with = "system")]
+    pub load_cache: Option<PathBuf>,
+    /// Longest conversation [default: the model's context]
+    #[arg(short, long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Cache",
+          aliases = ["max-model-len", "max-seq-len"], allow_negative_numbers = true)]
+    pub ctx_size: Option<usize>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// How a conversation becomes a prompt.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct TemplateArgs {
+    /// What the system says before the conversation
+    #[arg(long, value_name = "TEXT", alias = "system-prompt")]
+    pub system: Option<String>,
+    /// Jinja file to use in place of the checkpoint's chat template
+    #[arg(long, value_name = "PATH")]
+    pub chat_template: Option<PathBuf>,
+}
+
+/// Where and how to compute.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    /// Where to compute: auto or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto", hide_possible_values = true)]
+    pub device: Device,
+    /// Threads to compute with; 0 means one a processor
+    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = values::threads,
+          allow_negative_numbers = true)]
+    pub threads: usize,
+    /// Prompt tokens of one step; longer prompts are cut, and later parts see a packed past
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = values::tokens,
+          allow_negative_numbers = true)]
+    pub max_num_batched_tokens: usize,
 }
 
 /// Arguments of `inspect`.

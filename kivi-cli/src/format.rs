@@ -1,5 +1,7 @@
 //! Numbers for people.
 
+use std::path::Path;
+
 /// `1234567` as `1,234,567`.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -46,6 +48,11 @@ pub fn times_less(used: u64, fp16: u64) -> String {
         (used, fp16) if used < fp16 => format!("{:.1}x less", fp16 as f64 / used as f64),
         (used, fp16) => format!("{:.1}x more", used as f64 / fp16 as f64),
     }
+}
+
+/// A path as messages name it, on one line.
+pub fn path(path: &Path) -> String {
+    path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]

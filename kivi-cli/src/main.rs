@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod chat;
 mod commands;
 mod failure;
 mod format;
@@ -13,6 +14,7 @@ mod policy;
 mod prompts;
 mod report;
 mod settings;
+mod setup;
 mod sizing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
@@ -23,7 +25,7 @@ use clap::Parser;
 use kivi_kernels_ref::Cpu;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, Device};
+use crate::args::{Cli, Command, Device, RunArgs};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -40,16 +42,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a command on the backend that it asks for: the only place that knows which there are.
+/// Runs a command on the backend that it asks for.
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Inspect(args) => commands::inspect::run(args),
-        Command::Generate(args) => match args.device {
-            Device::Auto | Device::Cpu => {
-                start_threads(args.threads)?;
-                commands::generate::run(&Cpu::<f32>::new(), args, cli.quiet)
-            }
-        },
+        Command::Generate(args) => {
+            let backend = backend(&args.run)?;
+            commands::generate::run(&backend, args, cli.quiet)
+        }
+        Command::Chat(args) => {
+            let backend = backend(&args.run)?;
+            commands::chat::run(&backend, args, cli.quiet)
+        }
+    }
+}
+
+/// The backend that a command asks for: the only place that knows which there are.
+fn backend(args: &RunArgs) -> anyhow::Result<Cpu<f32>> {
+    match args.device {
+        Device::Auto | Device::Cpu => start_threads(args.threads).map(|()| Cpu::new()),
     }
 }
 

@@ -14,6 +14,11 @@ pub fn write(text: &str) -> Result<()> {
     written.context("standard output: cannot be written")
 }
 
+/// Whether nobody reads standard output any more, or it failed otherwise.
+pub fn is_gone(error: &Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some()
+}
+
 /// A bar on standard error; hidden if that is not a terminal, or if `shown` is false.
 pub fn bar(shown: bool, what: &'static str, template: &str) -> ProgressBar {
     if !shown {

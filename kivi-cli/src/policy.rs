@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::args::LayerArgs;
 use crate::failure::Usage;
+use crate::format;
 
 /// The largest policy file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -38,8 +39,7 @@ struct Exception {
 pub fn read(args: &LayerArgs, base: KiviConfig, n_layers: usize) -> Result<CachePolicy> {
     let mut policy = CachePolicy::from(base);
     if let Some(path) = &args.kv_policy {
-        let name: String =
-            path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let name = format::path(path);
         for (i, exception) in parse(path, &name)?.layers.iter().enumerate() {
             let place = || format!("{name}: layers[{i}]");
             let config = exception.config(base).map_err(|error| anyhow!("{}: {error}", place()))?;

@@ -5,11 +5,13 @@ use std::io::{IsTerminal, Read, stdin};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use kivi_model::chat::{ChatTemplate, Message};
 use kivi_model::engine::SubmitError;
 use kivi_model::tokenizer::Tokenizer;
 
 use crate::args::PromptArgs;
 use crate::failure::Usage;
+use crate::format;
 use crate::settings::ContextLimits;
 
 /// The largest text that is read: longer than any context.
@@ -44,7 +46,27 @@ impl Prompt {
             }
             Content::Ids(ids) => ids.clone(),
         };
-        let tokens = [past, &new].concat();
+        self.fitting([past, &new].concat(), context)
+    }
+
+    /// The tokens of a conversation that begins with this, up to where the answer begins. Fails as [`Prompt::tokens`].
+    pub fn said(
+        &self,
+        template: &ChatTemplate,
+        system: Option<&str>,
+        tokenizer: &Tokenizer,
+        context: ContextLimits,
+    ) -> Result<Vec<u32>> {
+        let Content::Text(text) = &self.content else { bail!("{}: --chat takes text", self.label) };
+        let system = system.map(|text| Message::new("system", text));
+        let messages: Vec<_> = system.into_iter().chain([Message::new("user", text.as_str())]).collect();
+        // The template writes all special tokens itself.
+        let rendered = template.render(&messages, true).with_context(|| self.label.clone())?;
+        let tokens = tokenizer.encode(&rendered, false).with_context(|| self.label.clone())?;
+        self.fitting(tokens, context)
+    }
+
+    fn fitting(&self, tokens: Vec<u32>, context: ContextLimits) -> Result<Vec<u32>> {
         let ContextLimits { tokens: holds, most } = context;
         if tokens.len() >= holds {
             let raise = if holds < most { " or raise --ctx-size" } else { "" };
@@ -112,8 +134,7 @@ fn read_stdin() -> Result<Prompt> {
 }
 
 fn read_file(path: &Path) -> Result<Prompt> {
-    let label: String =
-        path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let label = format::path(path);
     let file = File::open(path).with_context(|| format!("{label}: cannot be opened"))?;
     prompt(label, file)
 }

@@ -108,7 +108,7 @@ pub fn statistics(run: &Run) -> String {
 }
 
 /// Settings and bytes of the cache, all in MiB.
-fn cache_line(policy: &CachePolicy, cache: &CacheUse) -> String {
+pub fn cache_line(policy: &CachePolicy, cache: &CacheUse) -> String {
     let used = cache.used;
     let part = |bytes: usize| mib(bytes as u64);
     format!(

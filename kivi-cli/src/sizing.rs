@@ -33,6 +33,11 @@ pub fn engine(
     }
 }
 
+/// An engine for one conversation of up to `context` tokens.
+pub fn chat(cache: CachePolicy, n_layers: usize, context: usize, max_batched_tokens: usize) -> EngineConfig {
+    engine(cache, n_layers, &[context], 0, context, max_batched_tokens)
+}
+
 #[cfg(test)]
 mod tests {
     use kivi_quant::{Bits, GroupSize};

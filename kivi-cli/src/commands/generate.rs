@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use kivi_kernels::{Backend, ErrorKind, KernelError};
+use kivi_kernels::{Backend, KernelError};
 use kivi_model::config::ModelConfig;
-use kivi_model::engine::{Engine, EngineConfig, EngineError, Request};
+use kivi_model::engine::{Engine, EngineConfig, Request};
 use kivi_model::generate::{GenerateError, Generation, Progress, TextRequest, generate};
 use kivi_model::generation_config::GenerationConfig;
 use kivi_model::model::Model;
@@ -19,11 +19,12 @@ use kivi_quant::KiviConfig;
 
 use crate::args::{CacheFileArgs, GenerateArgs, SamplingArgs};
 use crate::failure::Usage;
+use crate::format::path;
 use crate::output::{self, Screen};
 use crate::prompts::{self, Prompt};
 use crate::report::{self, Run};
 use crate::settings::{self, Seed};
-use crate::{json, model_source, policy, sizing};
+use crate::{json, model_source, policy, setup, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and statistics out.
 pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<()> {
@@ -39,7 +40,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     let job = Job::new(args, &source, cache, &prompts)?;
     let (seed, policy) = (job.seed, job.sizes.cache.clone());
     let progress = !quiet && !args.json;
-    let (model, weights_bytes) = load(backend, &source, progress)?;
+    let (model, weights_bytes) = setup::load(backend, &source, progress)?;
     let load = start.elapsed();
     let screen = Screen::new(prompts.len() == 1 && !args.json, progress);
     let (setup, texts) = job.run(backend, &model, &prompts, screen, args.files.save_cache.as_deref())?;
@@ -69,8 +70,8 @@ fn check_files(files: &CacheFileArgs, prompts: usize) -> Result<()> {
             if file.is_dir() { ("a directory", file.as_path()) } else { ("no such directory", dir) };
         bail!(
             "{}: cannot be written: {}: {found}; give a path in a directory that exists",
-            name(file),
-            name(dir)
+            path(file),
+            path(dir)
         );
     }
     Ok(())
@@ -96,13 +97,17 @@ impl Job {
         let recommended = GenerationConfig::load(source, &config)?;
         let tokenizer = Tokenizer::load(source, config.vocab_size)?;
         let past =
-            args.files.load_cache.as_ref().map(|file| SavedCache::read(file).map(|past| (name(file), past)));
+            args.files.load_cache.as_ref().map(|file| SavedCache::read(file).map(|past| (path(file), past)));
         let past = past.transpose()?;
         let before = past.as_ref().map_or(&[][..], |(_, past)| past.tokens());
-        let tokens = prompts.iter().map(|prompt| prompt.tokens(before, &tokenizer, context));
+        let template = setup::template(&args.template, source, args.chat)?;
+        let tokens = prompts.iter().map(|prompt| match &template {
+            Some(template) => prompt.said(template, args.template.system.as_deref(), &tokenizer, context),
+            None => prompt.tokens(before, &tokenizer, context),
+        });
         let tokens = tokens.collect::<Result<Vec<_>>>()?;
         let lens: Vec<usize> = tokens.iter().map(Vec::len).collect();
-        let (max_tokens, budget) = (args.sampling.max_tokens, args.max_num_batched_tokens);
+        let (max_tokens, budget) = (args.sampling.max_tokens, args.run.max_num_batched_tokens);
         let policy = policy::read(&args.layers, cache, config.n_layers)?;
         let sizes = sizing::engine(policy, config.n_layers, &lens, max_tokens, context.tokens, budget);
         tracing::info!("engine: {sizes:?}");
@@ -130,7 +135,7 @@ impl Job {
     ) -> Result<(Duration, Vec<Generation>)> {
         let start = Instant::now();
         let engine = Engine::new(backend, model, self.sizes);
-        let mut engine = engine.map_err(|error| not_made(error, &self.config_file))?;
+        let mut engine = engine.map_err(|error| setup::not_made(error, &self.config_file))?;
         for TextRequest { request, .. } in &mut self.requests {
             request.keep = save_cache.is_some();
             if let Some((file, past)) = &self.past {
@@ -163,11 +168,6 @@ fn save<B: Backend>(engine: &Engine<'_, B>, text: &Generation, file: &Path) -> R
     }
 }
 
-/// A path as messages name it.
-fn name(path: &Path) -> String {
-    path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
 /// What the engine is to do for each prompt.
 fn requests(
     prompts: Vec<Vec<u32>>,
@@ -182,30 +182,6 @@ fn requests(
     };
     let text_request = |prompt| TextRequest { request: request(prompt), stop: args.stop.clone() };
     prompts.into_iter().map(text_request).collect()
-}
-
-/// Loads the weights; returns their bytes too.
-fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<(Model<B>, u64)> {
-    let bar = output::bar(progress, "loading the model", "{msg} {bar:30} {bytes}/{total_bytes}");
-    let mut weights_bytes = 0;
-    let model = Model::load(backend, source, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-        weights_bytes = total;
-    });
-    bar.finish_and_clear();
-    Ok((model?, weights_bytes))
-}
-
-/// Why there is no engine, with the file at fault or what to ask less of.
-fn not_made<E: KernelError>(error: EngineError<E>, config_file: &str) -> anyhow::Error {
-    match error {
-        EngineError::Config(error) => anyhow!("{config_file}: {error}"),
-        EngineError::Device(error) if error.kind() == ErrorKind::OutOfMemory => anyhow!(
-            "{error}; lower --max-tokens, --max-num-batched-tokens or --kv-bits, or give fewer prompts at a time"
-        ),
-        other => other.into(),
-    }
 }
 
 /// An error of the run, with the prompt at fault under the name that it was given.

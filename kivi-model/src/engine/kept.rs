@@ -6,6 +6,7 @@ use kivi_kernels::Backend;
 
 use super::{Engine, RestoreError, SeqId};
 use crate::cache::{KvCache, SeqCache, Snapshot};
+use crate::policy::CachePolicy;
 use crate::saved::{Header, SavedCache};
 
 /// A text at rest.
@@ -37,6 +38,11 @@ impl Kept {
 }
 
 impl<B: Backend> Engine<'_, B> {
+    /// The cache settings of the layers.
+    pub fn policy(&self) -> &CachePolicy {
+        &self.config.cache
+    }
+
     /// Gives the place of a kept text back; false if there is no such text.
     pub fn forget(&mut self, id: SeqId) -> bool {
         let kept = self.kept.remove(&id);
