@@ -119,6 +119,12 @@ impl Tokenizer {
             .map_err(|reason| TokenizeError::Failed { reason })
     }
 
+    /// Whether a token is one that decoding leaves out.
+    fn is_special(&self, id: u32) -> bool {
+        let token = self.inner.id_to_token(id);
+        token.is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+    }
+
     /// A decoder for text that is made token by token. Special tokens are left out.
     pub fn stream(&self) -> StreamDecoder {
         StreamDecoder::new(self.clone())

@@ -31,19 +31,17 @@ pub fn run(args: &Args) -> Result<()> {
     let python = python()?;
     check_packages(python)?;
 
-    let mut golden = Command::new(python);
-    golden.arg(scripts.join("golden.py")).arg("--model").arg(model).arg("--out").arg(&out);
-    if args.check {
-        golden.arg("--check");
+    for (script, model) in [("golden.py", Some(&model)), ("tokens.py", Some(&model)), ("chat.py", None)] {
+        let mut command = Command::new(python);
+        command.arg(scripts.join(script)).arg("--out").arg(&out);
+        if let Some(model) = model {
+            command.arg("--model").arg(model);
+        }
+        if args.check {
+            command.arg("--check");
+        }
+        ensure!(command.status()?.success(), "{script} failed");
     }
-    ensure!(golden.status()?.success(), "golden.py failed");
-
-    let mut chat = Command::new(python);
-    chat.arg(scripts.join("chat.py")).arg("--out").arg(&out);
-    if args.check {
-        chat.arg("--check");
-    }
-    ensure!(chat.status()?.success(), "chat.py failed");
 
     let rope = Command::new(python).arg(scripts.join("rope.py")).stderr(Stdio::inherit()).output()?;
     ensure!(rope.status.success(), "rope.py failed");

@@ -31,6 +31,10 @@ impl StreamDecoder {
     /// # Errors
     /// The tokenizer fails.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizeError> {
+        // Left out before the rest is decoded, so it must not be the neighbour that is looked at.
+        if self.tokenizer.is_special(id) {
+            return Ok(String::new());
+        }
         self.ids.push(id);
         let text = self.decode(0, self.ids.len())?;
         if !text.ends_with(REPLACEMENT) {

@@ -100,6 +100,21 @@ fn a_character_of_several_tokens_comes_whole() {
     assert_eq!(stream.finish().unwrap(), "");
 }
 
+/// Decoders that write a space before a word leave out that before the first one.
+#[test]
+fn a_special_token_does_not_hide_what_follows_it() {
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let mut whole: Value = serde_json::from_slice(&tokenizer_json(false)).unwrap();
+    whole["decoder"] = metaspace;
+    whole["model"]["vocab"] = json!({"▁a": 0, "▁b": 1});
+    let tokenizer = Tokenizer::load(&source(vec![(NAME, whole.to_string().into_bytes())]), 257).unwrap();
+    let special = tokenizer.inner.token_to_id("<s>").unwrap();
+    let mut stream = tokenizer.stream();
+    let text = [0, special, special, 1, special].map(|id| stream.push(id).unwrap());
+    assert_eq!(text, ["a", "", "", " b", ""]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     /// The pieces are the text of the whole, whatever the bytes, and no piece is half a character.
