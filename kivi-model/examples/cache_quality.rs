@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = Tokenizer::load(&source, model.config().vocab_size)?.encode(&text, true)?;
     let pieces: Vec<&[u32]> = tokens.chunks_exact(PIECE).take(pieces).collect();
     println!("{} pieces, {} tokens scored", pieces.len(), pieces.len() * (PIECE - PROMPT));
-    println!("| cache | perplexity | of 16 bits | bits an element | cache of a piece |");
+    println!("| cache | perplexity | of 16 bits | bits an element | cache of {} tokens |", PIECE - 1);
     println!("|---|---|---|---|---|");
     let mut full = None;
     for (name, policy) in policies(model.config().n_layers)? {
