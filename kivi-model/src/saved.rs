@@ -14,7 +14,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{LayerState, SequenceState};
+use crate::cache::{LayerState, SequenceState, Snapshot};
 use crate::error::{LoadError, clean};
 use crate::map::map;
 use crate::source::open;
@@ -26,6 +26,10 @@ const VERSION: &str = "1";
 const CHECKSUM: &str = "sha256";
 /// How many tokens are in the cache.
 const CACHED: &str = "cached";
+/// How many were in the cache at each snapshot.
+const SNAPSHOTS: &str = "snapshots";
+/// The arrays of a layer in a snapshot.
+const ROWS: [&str; 2] = ["k_rows", "v_rows"];
 /// Begins the names of notes.
 const NOTE: &str = "note.";
 const TOKENS: &str = "tokens";
@@ -39,6 +43,8 @@ pub struct SavedCache {
     /// The text's tokens, the first `state.len` of which are in the cache.
     pub(crate) tokens: Vec<u32>,
     pub(crate) state: SequenceState,
+    /// States that the text can be taken back to.
+    pub(crate) snapshots: Vec<Snapshot>,
     /// What a program adds to the file, by name; nothing in kivi-model reads it.
     pub notes: BTreeMap<String, String>,
 }
@@ -117,6 +123,8 @@ impl SavedCache {
         let arrays = self.arrays();
         let mut metadata = self.header.metadata(self.state.layers.iter().map(|layer| layer.left));
         metadata.insert(CACHED.into(), self.state.len.to_string());
+        let lens: Vec<usize> = self.snapshots.iter().map(|snapshot| snapshot.len).collect();
+        metadata.insert(SNAPSHOTS.into(), format!("{lens:?}"));
         metadata.extend(self.notes.iter().map(|(name, text)| (format!("{NOTE}{name}"), text.clone())));
         metadata.insert(
             CHECKSUM.into(),
@@ -164,9 +172,13 @@ impl SavedCache {
         for (i, layer) in self.state.layers.iter().enumerate() {
             let LayerState { pages, rows: [k_rows, v_rows], sinks: [k_sinks, v_sinks], .. } = layer;
             let parts = [pages, k_rows, v_rows, k_sinks, v_sinks];
-            arrays.extend(
-                ARRAYS.into_iter().zip(parts).map(|(name, words)| (array(i, name), words.as_slice())),
-            );
+            arrays.extend(ARRAYS.iter().zip(parts).map(|(name, words)| (array(i, name), words.as_slice())));
+        }
+        for (s, snapshot) in self.snapshots.iter().enumerate() {
+            for (i, rows) in snapshot.rows.iter().enumerate() {
+                let named = ROWS.iter().zip(rows);
+                arrays.extend(named.map(|(name, words)| (snapshot_array(s, i, name), words.as_slice())));
+            }
         }
         arrays
     }
@@ -189,6 +201,10 @@ fn builder() -> tempfile::Builder<'static, 'static> {
 
 fn array(layer: usize, name: &str) -> String {
     format!("layers.{layer}.{name}")
+}
+
+fn snapshot_array(snapshot: usize, layer: usize, name: &str) -> String {
+    format!("snapshots.{snapshot}.{}", array(layer, name))
 }
 
 /// The cache that a file describes; fails with what is wrong.
@@ -218,12 +234,21 @@ fn parse(mut metadata: HashMap<String, String>, tensors: &SafeTensors<'_>) -> Re
             sinks: [of(k_sinks)?, of(v_sinks)?],
         })
     });
-    let layers = layers.collect::<Result<_, String>>()?;
+    let layers = layers.collect::<Result<Vec<_>, String>>()?;
+    let lens = metadata.get(SNAPSHOTS).map_or("[]", String::as_str);
+    let lens: Vec<usize> = serde_json::from_str(lens).map_err(|error| format!("{SNAPSHOTS}: {error}"))?;
+    let snapshots = lens.into_iter().enumerate().map(|(s, len)| {
+        let of = |layer, name| words(snapshot_array(s, layer, name));
+        let rows = (0..layers.len()).map(|layer| Ok([of(layer, ROWS[0])?, of(layer, ROWS[1])?]));
+        Ok(Snapshot { len, rows: rows.collect::<Result<_, String>>()? })
+    });
+    let snapshots = snapshots.collect::<Result<_, String>>()?;
     let len = metadata.get(CACHED).and_then(|len| len.parse().ok()).filter(|len| *len <= tokens.len());
     let len = len.ok_or("it does not say how many tokens are in the cache")?;
     let notes =
         metadata.into_iter().filter_map(|(key, text)| Some((key.strip_prefix(NOTE)?.to_owned(), text)));
-    Ok(SavedCache { header, state: SequenceState { len, layers }, tokens, notes: notes.collect() })
+    let state = SequenceState { len, layers };
+    Ok(SavedCache { header, state, snapshots, tokens, notes: notes.collect() })
 }
 
 /// SHA-256 of the metadata and the arrays, each in the order of their names, with their lengths between.

@@ -76,7 +76,10 @@ fn a_restored_text_goes_on_as_if_it_had_never_stopped() {
         let text = [&some("p", n)[..], &answer].concat();
         assert_eq!(read.tokens(), &text);
 
+        // Where another text was before.
         let mut restored = Engine::new(&backend, &model, sizes(cache)).expect("an engine");
+        let (other_text, _) = run(&mut restored, &some("other", 230), 9, None);
+        assert!(restored.forget(other_text));
         let past = restored.restore(&read).expect("it fits");
         let again = restored.save(past).expect("the CPU does not fail").expect("it is kept");
         saved.notes.clear();

@@ -1,5 +1,7 @@
 //! Who owns which page of a group: the free list, and the page table of a sequence.
 
+use std::collections::HashSet;
+
 use kivi_quant::PageLayout;
 
 use super::{CacheSizes, GroupShape};
@@ -100,6 +102,12 @@ impl Pool {
     /// The pages that are to be zeroed before the next step.
     pub fn take_dirty(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.dirty)
+    }
+
+    /// The pages of a sequence were written whole, so that they need not be zeroed.
+    pub fn written(&mut self, pages: &SeqPages) {
+        let owned: HashSet<u32> = pages.owned().iter().copied().collect();
+        self.dirty.retain(|page| !owned.contains(page));
     }
 
     /// Takes back the pages whose tokens are packed and are seen by no token from `len` on.

@@ -7,23 +7,22 @@
 use kivi_kernels::Backend;
 use kivi_quant::KiviConfig;
 
-use super::transfer::write_rings;
 use super::{KvCache, SeqCache};
 
-/// The rings of a sequence at some length.
-#[derive(Debug)]
+/// What was not packed of a sequence at some length.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Snapshot {
     /// Tokens that were in the cache.
     pub len: usize,
-    /// Keys and values of each layer.
-    rings: Vec<[Vec<u32>; 2]>,
+    /// Keys and values of each layer, as [`super::LayerState::rows`].
+    pub rows: Vec<[Vec<u32>; 2]>,
 }
 
 impl<B: Backend> KvCache<B> {
     /// What [`KvCache::rewind`] needs to come back to this state.
     pub(crate) fn snapshot(&self, backend: &B, seq: &SeqCache) -> Result<Snapshot, B::Error> {
-        let rings = self.layers.iter().map(|layer| self.rings(backend, layer, seq.slot));
-        Ok(Snapshot { len: seq.len, rings: rings.collect::<Result<_, _>>()? })
+        let rows = (0..self.layers.len()).map(|layer| self.rows(backend, layer, seq));
+        Ok(Snapshot { len: seq.len, rows: rows.collect::<Result<_, _>>()? })
     }
 
     /// Brings `seq` to the longest state of at most `len` tokens that can be restored exactly, and drops the snapshots of longer
@@ -41,8 +40,8 @@ impl<B: Backend> KvCache<B> {
         let best = direct.into_iter().chain(stored).max_by_key(|(to, from)| (*to, from.is_none()));
         let (to, from) = best.unwrap_or((0, None));
         if let Some(snapshot) = from.map(|i| &snapshots[i]) {
-            for (layer, rings) in self.layers.iter_mut().zip(&snapshot.rings) {
-                write_rings(backend, layer, seq.slot, rings)?;
+            for (layer, rows) in snapshot.rows.iter().enumerate() {
+                self.write_rows(backend, layer, seq.slot, (snapshot.len, rows))?;
             }
         }
         seq.len = to;

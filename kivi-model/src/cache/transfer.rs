@@ -1,9 +1,9 @@
 //! A sequence's part of the cache on the host: to compare it, to save it, to put it back.
 
-use kivi_kernels::{Backend, KvLayer};
+use kivi_kernels::Backend;
 use kivi_quant::Side;
 
-use super::{GroupShape, KvCache, SeqCache};
+use super::{GroupShape, KvCache, SeqCache, Snapshot};
 
 /// What the cache holds of a sequence, wherever it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,18 +62,12 @@ impl<B: Backend> KvCache<B> {
     /// # Errors
     /// A failure of the device.
     pub fn state(&self, backend: &B, seq: &SeqCache) -> Result<SequenceState, B::Error> {
-        let layers = self.layers.iter().zip(&self.shape.of_layer);
-        let layers = layers.map(|(layer, &group)| self.layer_state(backend, layer, group, seq));
+        let layers = (0..self.layers.len()).map(|layer| self.layer_state(backend, layer, seq));
         Ok(SequenceState { len: seq.len, layers: layers.collect::<Result<_, _>>()? })
     }
 
-    fn layer_state(
-        &self,
-        backend: &B,
-        layer: &KvLayer<B>,
-        group: usize,
-        seq: &SeqCache,
-    ) -> Result<LayerState, B::Error> {
+    fn layer_state(&self, backend: &B, index: usize, seq: &SeqCache) -> Result<LayerState, B::Error> {
+        let (layer, group) = (&self.layers[index], self.shape.of_layer[index]);
         let (shape, table) = (&self.shape.groups[group], &seq.pages[group]);
         let end = shape.layout.config().pages(seq.len);
         let words = shape.layout.page_words() * self.shape.n_kv_heads;
@@ -81,48 +75,49 @@ impl<B: Backend> KvCache<B> {
         for (page, out) in table.owned().iter().zip(pages.chunks_exact_mut(words)) {
             backend.read(&layer.pool, *page as usize * words, out)?;
         }
-        let [k_ring, v_ring] = self.rings(backend, layer, seq.slot)?;
-        let [k_sink, v_sink] = self.sinks(backend, layer, seq.slot)?;
-        let row = shape.layout.row_words();
-        let unpacked = |side, ring: &[u32]| {
-            let (from, to, rows) = shape.ring(side, seq.len);
-            take(ring, rows, row, (from..to).map(|token| token % rows))
-        };
-        let kept = |side, sink: &[u32]| {
-            take(sink, shape.layout.config().sink_tokens(), row, 0..shape.sinks(side, seq.len))
+        let (sinks, row) = (shape.layout.config().sink_tokens(), shape.layout.row_words());
+        let kept = |side, from| -> Result<Vec<u32>, B::Error> {
+            let words = if shape.sinks(side, seq.len) == 0 { 0 } else { sinks * self.shape.n_kv_heads * row };
+            Ok(take(&read(backend, from, seq.slot, words)?, sinks, row, 0..shape.sinks(side, seq.len)))
         };
         Ok(LayerState {
             left: table.left(),
             pages,
-            rows: [unpacked(Side::Key, &k_ring), unpacked(Side::Value, &v_ring)],
-            sinks: [kept(Side::Key, &k_sink), kept(Side::Value, &v_sink)],
+            rows: self.rows(backend, index, seq)?,
+            sinks: [kept(Side::Key, &layer.k_sink)?, kept(Side::Value, &layer.v_sink)?],
         })
     }
 
-    /// The rings of a slot, `[n_kv_heads][residual_length][row_words]` each.
-    pub(super) fn rings(
-        &self,
-        backend: &B,
-        layer: &KvLayer<B>,
-        slot: usize,
-    ) -> Result<[Vec<u32>; 2], B::Error> {
-        let rows = layer.layout().config().ring_rows();
-        let words = |rows: usize| rows * self.shape.n_kv_heads * layer.layout().row_words();
-        Ok([
-            read(backend, &layer.k_ring, slot, words(rows.k))?,
-            read(backend, &layer.v_ring, slot, words(rows.v))?,
-        ])
+    /// The rows of a layer that are not packed.
+    pub(super) fn rows(&self, backend: &B, index: usize, seq: &SeqCache) -> Result<[Vec<u32>; 2], B::Error> {
+        let (layer, shape) = (&self.layers[index], &self.shape.groups[self.shape.of_layer[index]]);
+        let row = shape.layout.row_words();
+        let of_side = |side, ring| -> Result<Vec<u32>, B::Error> {
+            let (from, to, rows) = shape.ring(side, seq.len);
+            let ring = read(backend, ring, seq.slot, rows * self.shape.n_kv_heads * row)?;
+            Ok(take(&ring, rows, row, (from..to).map(|token| token % rows)))
+        };
+        Ok([of_side(Side::Key, &layer.k_ring)?, of_side(Side::Value, &layer.v_ring)?])
     }
 
-    fn sinks(&self, backend: &B, layer: &KvLayer<B>, slot: usize) -> Result<[Vec<u32>; 2], B::Error> {
-        let (rows, sinks) = (layer.layout().config().ring_rows(), layer.layout().config().sink_tokens());
-        let words = |ring: usize| {
-            if ring == 0 { 0 } else { sinks * self.shape.n_kv_heads * layer.layout().row_words() }
-        };
-        Ok([
-            read(backend, &layer.k_sink, slot, words(rows.k))?,
-            read(backend, &layer.v_sink, slot, words(rows.v))?,
-        ])
+    /// Writes the rows that are not packed of `len` tokens.
+    pub(super) fn write_rows(
+        &mut self,
+        backend: &B,
+        index: usize,
+        slot: usize,
+        (len, [k_rows, v_rows]): (usize, &[Vec<u32>; 2]),
+    ) -> Result<(), B::Error> {
+        let (layer, shape) = (&mut self.layers[index], &self.shape.groups[self.shape.of_layer[index]]);
+        let row = shape.layout.row_words();
+        let sides = [(Side::Key, &mut layer.k_ring, k_rows), (Side::Value, &mut layer.v_ring, v_rows)];
+        for (side, ring, from) in sides {
+            let (start, end, rows) = shape.ring(side, len);
+            let mut words = vec![0; rows * self.shape.n_kv_heads * row];
+            put(&mut words, rows, row, (start..end).map(|token| token % rows), from);
+            backend.write(ring, slot * words.len(), &words)?;
+        }
+        Ok(())
     }
 
     /// A sequence with what `state` holds, or `None` if there is no slot or too few pages.
@@ -149,6 +144,9 @@ impl<B: Backend> KvCache<B> {
             self.close(seq);
             return Ok(None);
         }
+        for (pool, pages) in self.pools.iter_mut().zip(&seq.pages) {
+            pool.written(pages);
+        }
         for (index, layer) in state.layers.iter().enumerate() {
             self.write_layer(backend, index, &seq, layer)?;
         }
@@ -168,19 +166,27 @@ impl<B: Backend> KvCache<B> {
         for (page, from) in seq.pages[group].owned().iter().zip(state.pages.chunks_exact(words)) {
             backend.write(&mut self.layers[index].pool, *page as usize * words, from)?;
         }
-        let mut rings = self.rings(backend, &self.layers[index], seq.slot)?;
-        let mut sinks = self.sinks(backend, &self.layers[index], seq.slot)?;
-        let row = shape.layout.row_words();
-        for (i, side) in SIDES.into_iter().enumerate() {
-            let (from, to, rows) = shape.ring(side, seq.len);
-            put(&mut rings[i], rows, row, (from..to).map(|token| token % rows), &state.rows[i]);
-            let kept = 0..shape.sinks(side, seq.len);
-            put(&mut sinks[i], shape.layout.config().sink_tokens(), row, kept, &state.sinks[i]);
-        }
+        self.write_rows(backend, index, seq.slot, (seq.len, &state.rows))?;
         let layer = &mut self.layers[index];
-        write_rings(backend, layer, seq.slot, &rings)?;
-        backend.write(&mut layer.k_sink, seq.slot * sinks[0].len(), &sinks[0])?;
-        backend.write(&mut layer.v_sink, seq.slot * sinks[1].len(), &sinks[1])
+        let (sinks, row) = (shape.layout.config().sink_tokens(), shape.layout.row_words());
+        let sides = [(Side::Key, &mut layer.k_sink), (Side::Value, &mut layer.v_sink)];
+        for ((side, sink), from) in sides.into_iter().zip(&state.sinks) {
+            let kept = shape.sinks(side, seq.len);
+            let mut words = vec![0; if kept == 0 { 0 } else { sinks * self.shape.n_kv_heads * row }];
+            put(&mut words, sinks, row, 0..kept, from);
+            backend.write(sink, seq.slot * words.len(), &words)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a snapshot is one of this cache.
+    pub(crate) fn fits_snapshot(&self, snapshot: &Snapshot, len: usize) -> bool {
+        let fits = |(rows, &group): (&[Vec<u32>; 2], &usize)| {
+            let words = self.shape.groups[group].words(self.shape.n_kv_heads, 0, snapshot.len);
+            [rows[0].len(), rows[1].len()] == words[1..3]
+        };
+        let layers = snapshot.rows.iter().zip(&self.shape.of_layer);
+        snapshot.len <= len && snapshot.rows.len() == self.layers.len() && layers.into_iter().all(fits)
     }
 
     /// Whether the arrays of `state` have the lengths that this cache gives a sequence of so many tokens.
@@ -207,17 +213,6 @@ impl<B: Backend> KvCache<B> {
 fn first_of(of_layer: &[usize]) -> Vec<usize> {
     let groups = of_layer.iter().max().map_or(0, |last| last + 1);
     (0..groups).filter_map(|g| of_layer.iter().position(|of| *of == g)).collect()
-}
-
-/// Writes the rings of a slot.
-pub(super) fn write_rings<B: Backend>(
-    backend: &B,
-    layer: &mut KvLayer<B>,
-    slot: usize,
-    [k, v]: &[Vec<u32>; 2],
-) -> Result<(), B::Error> {
-    backend.write(&mut layer.k_ring, slot * k.len(), k)?;
-    backend.write(&mut layer.v_ring, slot * v.len(), v)
 }
 
 /// Part `slot` of an array of parts of `words`.

@@ -72,7 +72,13 @@ impl<B: Backend> Engine<'_, B> {
         let Some(kept) = self.kept.get(&id) else { return Ok(None) };
         let state = self.cache.state(self.backend, &kept.cache)?;
         let (header, tokens) = (self.header(), kept.tokens.clone());
-        Ok(Some(SavedCache { header, tokens, state, notes: BTreeMap::new() }))
+        Ok(Some(SavedCache {
+            header,
+            tokens,
+            state,
+            snapshots: kept.snapshots.clone(),
+            notes: BTreeMap::new(),
+        }))
     }
 
     /// Keeps a text that was saved, perhaps on another backend, and names it.
@@ -82,8 +88,9 @@ impl<B: Backend> Engine<'_, B> {
     pub fn restore(&mut self, saved: &SavedCache) -> Result<SeqId, RestoreError<B::Error>> {
         saved.header.check(&self.header())?;
         saved.check_tokens(self.model.config().vocab_size)?;
-        let SavedCache { tokens, state, .. } = saved;
-        if !self.cache.fits(state) {
+        let SavedCache { tokens, state, snapshots, .. } = saved;
+        let fits = |snapshot| self.cache.fits_snapshot(snapshot, state.len);
+        if !self.cache.fits(state) || !snapshots.iter().all(fits) {
             return Err(crate::saved::Mismatch::Arrays.into());
         }
         let no_room = || RestoreError::NoRoom { tokens: tokens.len() };
@@ -93,7 +100,7 @@ impl<B: Backend> Engine<'_, B> {
         let cache = self.cache.restore(self.backend, state).map_err(RestoreError::Device)?;
         let cache = cache.ok_or_else(no_room)?;
         let id = self.new_id();
-        self.kept.insert(id, Kept { tokens: tokens.clone(), cache, snapshots: Vec::new() });
+        self.kept.insert(id, Kept { tokens: tokens.clone(), cache, snapshots: snapshots.clone() });
         Ok(id)
     }
 
