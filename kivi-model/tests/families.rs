@@ -5,6 +5,8 @@ mod models;
 mod random;
 mod runs;
 
+use std::collections::BTreeMap;
+
 use kivi_kernels_ref::Cpu;
 use kivi_model::engine::{Engine, EngineConfig, Event};
 use kivi_model::model::Model;
@@ -24,6 +26,28 @@ fn for_each_model(backend: &Cpu<f32>, test: impl Fn(&str, &Model<Cpu<f32>>)) {
 /// Whether a token is rotated by the length of the step that it comes with.
 fn depends_on_steps(model: &Model<Cpu<f32>>) -> bool {
     model.config().rope.is_dynamic()
+}
+
+/// What a backend is asked for before a model runs on it: the window of any layer, and biases.
+#[test]
+fn backends_are_told_of_windows_and_biases() {
+    let backend = Cpu::<f32>::new();
+    let asked = std::cell::RefCell::new(BTreeMap::new());
+    for_each_model(&backend, |name, model| {
+        let spec = model.spec(PageLayout::new(two_bits(), model.config().head_dim).expect("a layout"));
+        asked.borrow_mut().insert(name.to_owned(), (spec.window, spec.alibi, spec.gqa.0));
+    });
+    for (name, expected) in [
+        ("mistral-window-in-prompt", (true, false, 2)),
+        ("mistral-no-window", (false, false, 2)),
+        ("qwen2", (false, false, 2)),
+        ("qwen2-window-in-some-layers", (true, false, 2)),
+        ("falcon-7b", (false, false, 4)),
+        ("falcon-40b", (false, false, 2)),
+        ("falcon-rw", (false, true, 1)),
+    ] {
+        assert_eq!(asked.borrow()[name], expected, "{name}");
+    }
 }
 
 /// Two sequences that share steps of any number of rows, at 16 bits.
