@@ -1,23 +1,27 @@
-// norm.cu: normalisation of rows, one block a row.
-//   rms_norm    out = x / sqrt(mean(x^2) + eps) * weight
-//   layer_norm  out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias
+// norm.cu: normalisation of rows.
+//   rms_norm    out = x / sqrt(mean(x^2) + eps) * weight, for each of the groups of a row; one block a group
+//   layer_norm  out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias; one block a row
 #include "kivi.cuh"
 
 struct NormParams {
-    Act* out;             // [rows, cols]
-    const Act* x;         // [rows, cols]
+    Act* out;             // [rows, groups * cols]
+    const Act* x;         // [rows, groups * cols]
     const float* weight;  // [cols]
     const float* bias;    // [cols], or null
     u64 out_stride;
     u64 x_stride;
-    u32 cols;
+    u32 cols;    // of a group
+    u32 groups;  // of a row
     float eps;
+    u32 unused;
 };
 KIVI_CHECK_SIZE(NormParams);
 
 extern "C" __global__ void rms_norm(NormParams p) {
-    const Act* x = p.x + blockIdx.x * p.x_stride;
-    Act* out = p.out + blockIdx.x * p.out_stride;
+    u32 row = blockIdx.x / p.groups;
+    u32 start = blockIdx.x % p.groups * p.cols;
+    const Act* x = p.x + row * p.x_stride + start;
+    Act* out = p.out + row * p.out_stride + start;
     float squares = 0.0f;
     for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
         squares += to_f32(x[j]) * to_f32(x[j]);

@@ -55,7 +55,7 @@ fn shapes_of_rows_must_agree() {
     );
     assert_eq!(
         refusal(ops::RmsNorm::new(out(&mut y, 3, 4), x, &wrong, 1e-5)),
-        "rms_norm: weight needs 4 elements, got 5"
+        "rms_norm: weight needs 4 elements or a divisor of that, got 5"
     );
     assert_eq!(
         refusal(ops::LayerNorm::new(out(&mut y, 3, 4), x, &vector, Some(&wrong), 1e-5)),

@@ -37,7 +37,7 @@ impl CacheShape {
         let mut of_layer = Vec::with_capacity(model.n_layers);
         for layer in 0..model.n_layers {
             let layout = PageLayout::new(*policy.layer(layer), model.head_dim)?;
-            let shape = GroupShape { layout, window: None };
+            let shape = GroupShape { layout, window: model.windows[layer] };
             let group = groups.iter().position(|&g| g == shape).unwrap_or(groups.len());
             if group == groups.len() {
                 groups.push(shape);

@@ -1,9 +1,12 @@
 //! `config.json`: the only place that knows Hugging Face's names for the parameters of a model.
 //!
-//! Old and new spellings are read alike. An absent field has the default of transformers'
-//! `LlamaConfig`. Fields that do not change the mathematics are ignored; a field that does, and is
-//! not supported, is an error that names it: wrong text is worse than no text.
+//! Old and new spellings are read alike. An absent field has transformers' default for the family.
+//! Fields that do not change the mathematics are ignored; a field that does, and is not supported,
+//! is an error that names it: wrong text is worse than no text.
 
+mod falcon_fields;
+mod llama_fields;
+mod refusals;
 mod rope_fields;
 
 use serde_json::Value;
@@ -12,7 +15,7 @@ use kivi_kernels::ops::Activation;
 
 use crate::error::{LoadError, clean};
 use crate::json::{Fields, show};
-use crate::rope::RopeConfig;
+use crate::rope::{RopeConfig, RopeScaling};
 use crate::source::Source;
 use crate::weights::WeightDtype;
 
@@ -32,10 +35,38 @@ const MAX_POSITIONS: usize = 1 << 24;
 pub enum Architecture {
     /// Llama 1, 2, 3, 3.1, 3.2 and models of the same form.
     Llama,
+    /// Mistral: Llama with a sliding window.
+    Mistral,
+    /// Qwen 2 and 2.5: Llama with biases on queries, keys and values, and a window in some layers.
+    Qwen2,
+    /// Qwen 3: Llama with norms on queries and keys, and a window in some layers.
+    Qwen3,
+    /// Falcon: layer norms, a feed-forward block without gate, beside attention or after it.
+    Falcon,
+}
+
+/// How attention and the feed-forward block of a layer follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockOrder {
+    /// `h += attention(norm(h)); h += mlp(norm(h))`.
+    Sequential,
+    /// `n = norm(h); h += attention(n) + mlp(n)`.
+    Parallel,
+    /// `h += attention(norm(h)) + mlp(norm'(h))`.
+    ParallelTwoNorms,
 }
 
 /// The families by the names that `architectures` and `model_type` have for them.
-const ARCHITECTURES: &[(&str, &str, Architecture)] = &[("LlamaForCausalLM", "llama", Architecture::Llama)];
+const ARCHITECTURES: &[(&str, &str, Architecture)] = &[
+    ("LlamaForCausalLM", "llama", Architecture::Llama),
+    ("MistralForCausalLM", "mistral", Architecture::Mistral),
+    ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
+    ("Qwen3ForCausalLM", "qwen3", Architecture::Qwen3),
+    ("FalconForCausalLM", "falcon", Architecture::Falcon),
+    // Falcon, as its repositories named it before transformers had it: 7B and smaller, and 40B.
+    ("RWForCausalLM", "RefinedWebModel", Architecture::Falcon),
+    ("RWForCausalLM", "RefinedWeb", Architecture::Falcon),
+];
 
 /// Hugging Face's names for activations.
 const ACTIVATIONS: &[(&str, Activation)] = &[
@@ -68,17 +99,29 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Longest context in tokens.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in RMS norms.
+    /// How many keys a token sees in each layer, itself included; `None` is all of them.
+    pub windows: Vec<Option<usize>>,
+    /// Added to the mean square in RMS norms, to the variance in layer norms.
     pub norm_eps: f64,
     /// Non-linearity of the feed-forward block.
     pub hidden_act: Activation,
     /// Whether the embedding is the output head too.
     pub tie_word_embeddings: bool,
-    /// Whether the four projections of attention have a bias.
-    pub attention_bias: bool,
-    /// Whether the three projections of the feed-forward block have a bias.
+    /// Whether the projections to queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether the projection behind attention has a bias.
+    pub output_bias: bool,
+    /// Whether the projections of the feed-forward block have a bias.
     pub mlp_bias: bool,
-    /// The rotary embedding.
+    /// Whether the activation is multiplied with a second projection.
+    pub mlp_gated: bool,
+    /// Whether each head of queries and keys has an RMS norm before it is rotated.
+    pub qk_norm: bool,
+    /// How the blocks of a layer follow each other.
+    pub block_order: BlockOrder,
+    /// Whether positions enter as linear biases ([`crate::alibi`]) and not by rotation.
+    pub alibi: bool,
+    /// The rotary embedding; not used with `alibi`.
     pub rope: RopeConfig,
     /// The token that a text starts with, if any.
     pub bos_token_id: Option<u32>,
@@ -102,43 +145,22 @@ impl ModelConfig {
     }
 
     fn from_fields(f: &Fields) -> Result<ModelConfig, LoadError> {
-        let architecture = architecture(f)?;
-        refuse_unsupported(f)?;
-        let hidden_size = f.integer("hidden_size", 1..=MAX_WIDTH)?.unwrap_or(4096);
-        let n_heads = f.integer("num_attention_heads", 1..=MAX_HEADS)?.unwrap_or(32);
-        let n_kv_heads = f.integer("num_key_value_heads", 1..=MAX_HEADS)?.unwrap_or(n_heads);
-        if !n_heads.is_multiple_of(n_kv_heads) {
-            let expected = format!("a divisor of num_attention_heads ({n_heads})");
-            return Err(f.error("num_key_value_heads", expected));
+        let (model_type, architecture) = architecture(f)?;
+        refusals::check(f, architecture)?;
+        match architecture {
+            Architecture::Falcon => falcon_fields::config(f, model_type),
+            _ => llama_fields::config(f, architecture),
         }
-        let head_dim = head_dim(f, hidden_size, n_heads)?;
-        let max_position_embeddings =
-            f.integer("max_position_embeddings", 1..=MAX_POSITIONS)?.unwrap_or(2048);
-        Ok(ModelConfig {
-            architecture,
-            vocab_size: f.integer("vocab_size", 1..=MAX_VOCAB)?.unwrap_or(32000),
-            hidden_size,
-            intermediate_size: f.integer("intermediate_size", 1..=MAX_WIDTH)?.unwrap_or(11008),
-            n_layers: f.integer("num_hidden_layers", 1..=MAX_LAYERS)?.unwrap_or(32),
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            max_position_embeddings,
-            norm_eps: f.number("rms_norm_eps", 0.0..=1.0)?.unwrap_or(1e-6),
-            hidden_act: activation(f)?,
-            tie_word_embeddings: f.boolean("tie_word_embeddings")?.unwrap_or(false),
-            attention_bias: f.boolean("attention_bias")?.unwrap_or(false),
-            mlp_bias: f.boolean("mlp_bias")?.unwrap_or(false),
-            rope: rope_fields::rope(f, max_position_embeddings, head_dim)?,
-            bos_token_id: token_ids(f, "bos_token_id", 1)?.first().copied(),
-            eos_token_ids: token_ids(f, "eos_token_id", 2)?,
-            dtype: dtype(f)?,
-        })
+    }
+
+    /// Queries, keys and values of a token, all heads: their columns when stacked.
+    pub(crate) fn qkv_width(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 }
 
-/// The family, by `architectures` and `model_type`; where both are given they must agree.
-fn architecture(f: &Fields) -> Result<Architecture, LoadError> {
+/// The family and its `model_type`, by `architectures` and `model_type`; where both are given they must agree.
+fn architecture(f: &Fields) -> Result<(&'static str, Architecture), LoadError> {
     let model_type = f.string("model_type")?;
     let class = match f.get("architectures") {
         None => None,
@@ -151,7 +173,7 @@ fn architecture(f: &Fields) -> Result<Architecture, LoadError> {
         (None, Some(model_type)) => model_type == *kind,
         (None, None) => false,
     });
-    known.map(|(_, _, architecture)| *architecture).ok_or_else(|| {
+    known.map(|(_, model_type, architecture)| (*model_type, *architecture)).ok_or_else(|| {
         let found = match (class, model_type) {
             (None, None) => "(none is named)".to_string(),
             (None, Some(model_type)) => format!("with model_type {}", clean(model_type)),
@@ -160,74 +182,49 @@ fn architecture(f: &Fields) -> Result<Architecture, LoadError> {
                 format!("{} with model_type {}", clean(class), clean(t))
             }
         };
-        let known = ARCHITECTURES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
+        let mut known: Vec<_> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
+        known.dedup();
+        let known = known.join(", ");
         LoadError::UnknownArchitecture { file: f.file().into(), found, known }
     })
-}
-
-/// Refuses fields that change the mathematics.
-fn refuse_unsupported(f: &Fields) -> Result<(), LoadError> {
-    let off = |value: &Value| matches!(value, Value::Bool(false)) || value.as_f64() == Some(0.0);
-    let one = |value: &Value| value.as_f64() == Some(1.0);
-    let all_full =
-        |value: &Value| value.as_array().is_some_and(|all| all.iter().all(|kind| kind == "full_attention"));
-    let window_off = f.boolean("use_sliding_window")? == Some(false);
-    for (field, value) in f.iter() {
-        let (neutral, why) = match field {
-            "sliding_window" => (window_off || off(value), "attention over a sliding window"),
-            "quantization_config" | "compression_config" => (false, "quantized weights"),
-            "partial_rotary_factor" | "rope_partial_factor" => (one(value), "rotation of part of a head"),
-            "layer_types" => (all_full(value), "layers of different kinds"),
-            "num_local_experts" | "num_experts" | "n_routed_experts" => (off(value), "mixture of experts"),
-            "attn_logit_softcapping" | "final_logit_softcapping" => (off(value), "capped logits"),
-            "clip_qkv" => (off(value), "clipped projections"),
-            "alibi" => (off(value), "linear attention biases"),
-            "use_qk_norm" | "qk_layernorm" => (off(value), "norms on queries and keys"),
-            "is_encoder_decoder" | "add_cross_attention" => (off(value), "attention to an encoder"),
-            _ => (true, ""),
-        };
-        if !neutral {
-            return Err(unsupported(f, field, value, why));
-        }
-    }
-    Ok(())
 }
 
 fn unsupported(f: &Fields, field: &str, value: &Value, why: &'static str) -> LoadError {
     LoadError::UnsupportedField { file: f.file().into(), field: f.name(field), found: show(value), why }
 }
 
-/// `head_dim`, or what is left of `hidden_size` for each head.
-fn head_dim(f: &Fields, hidden_size: usize, n_heads: usize) -> Result<usize, LoadError> {
-    let expected = format!("an even number from 2 to {MAX_HEAD_DIM}");
-    if let Some(head_dim) = f.integer("head_dim", 2..=MAX_HEAD_DIM)? {
-        return if head_dim.is_multiple_of(2) { Ok(head_dim) } else { Err(f.error("head_dim", expected)) };
-    }
+/// Channels of a head where `hidden_size` is divided among `n_heads` of them; the fields by their names in the file.
+fn divided_head_dim(
+    f: &Fields,
+    (hidden, hidden_size): (&str, usize),
+    (heads, n_heads): (&str, usize),
+) -> Result<usize, LoadError> {
     if !hidden_size.is_multiple_of(n_heads) {
-        let expected = format!("a multiple of num_attention_heads ({n_heads}) where head_dim is not given");
-        return Err(f.error("hidden_size", expected));
+        let expected = format!("a multiple of {heads} ({n_heads}) where head_dim is not given");
+        return Err(f.error(hidden, expected));
     }
     let head_dim = hidden_size / n_heads;
     if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
-        let expected = format!("hidden_size / num_attention_heads to be {expected} (it is {head_dim})");
-        return Err(f.error("hidden_size", expected));
+        let expected =
+            format!("{hidden} / {heads} to be an even number from 2 to {MAX_HEAD_DIM} (it is {head_dim})");
+        return Err(f.error(hidden, expected));
     }
     Ok(head_dim)
 }
 
-fn activation(f: &Fields) -> Result<Activation, LoadError> {
-    let name = f.string("hidden_act")?.unwrap_or("silu");
+fn activation(f: &Fields, field: &str, default: &str) -> Result<Activation, LoadError> {
+    let name = f.string(field)?.unwrap_or(default);
     let found = ACTIVATIONS.iter().find(|(known, _)| *known == name);
     found.map(|(_, activation)| *activation).ok_or_else(|| {
         let names = ACTIVATIONS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        f.error("hidden_act", format!("one of {names}"))
+        f.error(field, format!("one of {names}"))
     })
 }
 
-/// Token ids; an absent field has Llama's default, an explicit `null` means none.
-fn token_ids(f: &Fields, field: &str, default: u32) -> Result<Vec<u32>, LoadError> {
+/// Token ids; an absent field has the family's default, an explicit `null` means none.
+fn token_ids(f: &Fields, field: &str, default: Option<u32>) -> Result<Vec<u32>, LoadError> {
     if !f.contains(field) {
-        return Ok(vec![default]);
+        return Ok(default.into_iter().collect());
     }
     Ok(f.token_ids(field)?.unwrap_or_default())
 }

@@ -1,11 +1,13 @@
 //! Loading of models, the policy of the KIVI cache, and generation, generic over the backend.
 #![deny(unsafe_code)] // One exception: the module that maps files.
 
+pub mod alibi;
 pub mod cache;
 pub mod chat;
 pub mod config;
 pub mod engine;
 pub mod error;
+mod falcon;
 pub mod generate;
 pub mod generation_config;
 mod json;

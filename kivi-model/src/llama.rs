@@ -1,4 +1,5 @@
-//! Llama 1, 2, 3, 3.1 and 3.2: RMS norm, rotary embedding, grouped queries, gated feed-forward.
+//! Llama 1, 2, 3, 3.1 and 3.2: RMS norm, rotary embedding, grouped queries, gated feed-forward. Mistral, Qwen 2 and
+//! Qwen 3 have the same tensors under the same names, and differ in windows, biases and norms of queries and keys.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +7,7 @@ use kivi_kernels::Backend;
 
 use crate::config::ModelConfig;
 use crate::loader::Loader;
-use crate::model::{Layer, Model, ModelError};
+use crate::model::{Layer, Model, ModelError, Norm, QkNorm};
 
 const EMBED: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
@@ -23,8 +24,9 @@ pub(crate) fn load<B: Backend>(
     Ok(Model {
         embed: loader.matrix(EMBED)?,
         layers: (0..config.n_layers).map(|i| layer(config, i, loader)).collect::<Result<_, _>>()?,
-        norm: loader.vector(NORM)?,
+        norm: Norm::Rms(loader.vector(NORM)?),
         head: if tied { None } else { Some(loader.matrix(HEAD)?) },
+        alibi: None,
         config: config.clone(),
         fingerprint: loader.fingerprint(config),
     })
@@ -37,15 +39,22 @@ fn layer<B: Backend>(
 ) -> Result<Layer<B>, ModelError<B::Error>> {
     let name = |part: &str| format!("model.layers.{index}.{part}");
     let names = |parts: &[&str]| parts.iter().map(|part| name(part)).collect::<Vec<_>>();
-    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+    let qk_norm = match config.qk_norm {
+        true => Some(QkNorm {
+            query: loader.vector(&name("self_attn.q_norm.weight"))?,
+            key: loader.vector(&name("self_attn.k_norm.weight"))?,
+        }),
+        false => None,
+    };
+    let qkv = names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
     Ok(Layer {
-        attention_norm: loader.vector(&name("input_layernorm.weight"))?,
-        qkv: loader
-            .projection(&names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), attention)?,
-        output: loader.projection(&names(&["self_attn.o_proj"]), attention)?,
-        mlp_norm: loader.vector(&name("post_attention_layernorm.weight"))?,
-        gate_up: loader.projection(&names(&["mlp.gate_proj", "mlp.up_proj"]), mlp)?,
-        down: loader.projection(&names(&["mlp.down_proj"]), mlp)?,
+        attention_norm: Norm::Rms(loader.vector(&name("input_layernorm.weight"))?),
+        qkv: loader.projection(&qkv, config.qkv_bias)?,
+        qk_norm,
+        output: loader.projection(&names(&["self_attn.o_proj"]), config.output_bias)?,
+        mlp_norm: Some(Norm::Rms(loader.vector(&name("post_attention_layernorm.weight"))?)),
+        gate_up: loader.projection(&names(&["mlp.gate_proj", "mlp.up_proj"]), config.mlp_bias)?,
+        down: loader.projection(&names(&["mlp.down_proj"]), config.mlp_bias)?,
     })
 }
 
@@ -61,10 +70,10 @@ fn tensors(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
         shapes.insert(HEAD.to_owned(), vec![config.vocab_size, hidden]);
     }
     let projections = [
-        ("self_attn.q_proj", q, hidden, config.attention_bias),
-        ("self_attn.k_proj", kv, hidden, config.attention_bias),
-        ("self_attn.v_proj", kv, hidden, config.attention_bias),
-        ("self_attn.o_proj", hidden, q, config.attention_bias),
+        ("self_attn.q_proj", q, hidden, config.qkv_bias),
+        ("self_attn.k_proj", kv, hidden, config.qkv_bias),
+        ("self_attn.v_proj", kv, hidden, config.qkv_bias),
+        ("self_attn.o_proj", hidden, q, config.output_bias),
         ("mlp.gate_proj", inner, hidden, config.mlp_bias),
         ("mlp.up_proj", inner, hidden, config.mlp_bias),
         ("mlp.down_proj", hidden, inner, config.mlp_bias),
@@ -72,6 +81,9 @@ fn tensors(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     for i in 0..config.n_layers {
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             shapes.insert(format!("model.layers.{i}.{norm}.weight"), vec![hidden]);
+        }
+        for norm in ["q_norm", "k_norm"].into_iter().filter(|_| config.qk_norm) {
+            shapes.insert(format!("model.layers.{i}.self_attn.{norm}.weight"), vec![config.head_dim]);
         }
         for (part, rows, cols, bias) in projections {
             shapes.insert(format!("model.layers.{i}.{part}.weight"), vec![rows, cols]);

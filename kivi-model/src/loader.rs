@@ -58,6 +58,30 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(Projection { weight, bias })
     }
 
+    /// As [`Loader::projection`] of one matrix, whose rows are `order.len()` equal blocks; block `i` of the result is block
+    /// `order[i]` of the checkpoint.
+    pub fn reordered(
+        &mut self,
+        name: &str,
+        bias: bool,
+        order: &[usize],
+    ) -> Result<Projection<B>, ModelError<B::Error>> {
+        let weight = reorder(self.views(&[format!("{name}.weight")])?.remove(0), order);
+        let bias = match bias {
+            true => {
+                let bias = reorder(self.views(&[format!("{name}.bias")])?.remove(0), order);
+                Some(self.values(&to_f32(&bias.view()))?)
+            }
+            false => None,
+        };
+        Ok(Projection { weight: self.stack(&[weight.view()])?, bias })
+    }
+
+    /// Values that no tensor has.
+    pub fn values(&self, values: &[f32]) -> Result<B::Buffer<f32>, ModelError<B::Error>> {
+        self.upload(values)
+    }
+
     fn vectors<S: AsRef<str>>(&mut self, names: &[S]) -> Result<B::Buffer<f32>, ModelError<B::Error>> {
         let views = self.views(names)?;
         let values: Vec<f32> = views.iter().flat_map(to_f32).collect();
@@ -66,15 +90,19 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     fn matrices<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Weight<B>, ModelError<B::Error>> {
         let views = self.views(names)?;
+        self.stack(&views)
+    }
+
+    fn stack(&self, views: &[TensorView<'_>]) -> Result<Weight<B>, ModelError<B::Error>> {
         let dtype = views[0].dtype;
         if views.iter().any(|view| view.dtype != dtype) {
             let values: Vec<f32> = views.iter().flat_map(to_f32).collect();
             return Ok(Weight::F32(self.upload(&values)?));
         }
         Ok(match dtype {
-            WeightDtype::F32 => Weight::F32(self.upload(&stacked::<f32>(&views))?),
-            WeightDtype::F16 => Weight::F16(self.upload(&stacked::<f16>(&views))?),
-            WeightDtype::Bf16 => Weight::Bf16(self.upload(&stacked::<bf16>(&views))?),
+            WeightDtype::F32 => Weight::F32(self.upload(&stacked::<f32>(views))?),
+            WeightDtype::F16 => Weight::F16(self.upload(&stacked::<f16>(views))?),
+            WeightDtype::Bf16 => Weight::Bf16(self.upload(&stacked::<bf16>(views))?),
         })
     }
 
@@ -89,6 +117,24 @@ impl<'a, B: Backend> Loader<'a, B> {
     fn upload<T: Element>(&self, values: &[T]) -> Result<B::Buffer<T>, ModelError<B::Error>> {
         self.backend.upload(values).map_err(ModelError::Device)
     }
+}
+
+/// A tensor whose blocks of rows are in another order than in the checkpoint.
+struct Reordered<'a> {
+    tensor: TensorView<'a>,
+    bytes: Vec<u8>,
+}
+
+impl Reordered<'_> {
+    fn view(&self) -> TensorView<'_> {
+        TensorView { bytes: &self.bytes, ..self.tensor.clone() }
+    }
+}
+
+fn reorder<'a>(tensor: TensorView<'a>, order: &[usize]) -> Reordered<'a> {
+    let block = tensor.bytes.len() / order.len();
+    let bytes = order.iter().flat_map(|i| &tensor.bytes[i * block..][..block]).copied().collect();
+    Reordered { tensor, bytes }
 }
 
 /// The elements of all views, one after the other. The bytes need not be aligned.

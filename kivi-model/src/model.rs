@@ -1,5 +1,7 @@
 //! A transformer on a backend: its weights, and one step through it. Families put it together from these parts.
 
+mod layer;
+
 use kivi_kernels::{
     Backend, Batch, BatchCapacity, Element, GqaRatio, Rows, RowsMut, SeqStep, Spec, StepError, StepPlan,
     Weight, ops,
@@ -30,14 +32,30 @@ pub(crate) struct Projection<B: Backend> {
     pub bias: Option<B::Buffer<f32>>,
 }
 
-/// One transformer layer: `h += attention(norm(h)); h += mlp(norm(h))`.
+/// A normalisation of rows.
+pub(crate) enum Norm<B: Backend> {
+    /// Root mean square, with a weight.
+    Rms(B::Buffer<f32>),
+    /// Layer normalisation, with weight and bias.
+    Layer(B::Buffer<f32>, B::Buffer<f32>),
+}
+
+/// RMS norms of each head of queries and of keys.
+pub(crate) struct QkNorm<B: Backend> {
+    pub query: B::Buffer<f32>,
+    pub key: B::Buffer<f32>,
+}
+
+/// One transformer layer; `BlockOrder` says in which order its blocks run.
 pub(crate) struct Layer<B: Backend> {
-    pub attention_norm: B::Buffer<f32>,
+    pub attention_norm: Norm<B>,
     /// Queries, keys and values, stacked.
     pub qkv: Projection<B>,
+    pub qk_norm: Option<QkNorm<B>>,
     pub output: Projection<B>,
-    pub mlp_norm: B::Buffer<f32>,
-    /// Gate and up, stacked.
+    /// `None`: the feed-forward block reads what attention reads.
+    pub mlp_norm: Option<Norm<B>>,
+    /// Gate and up, stacked; up alone where the block has no gate.
     pub gate_up: Projection<B>,
     pub down: Projection<B>,
 }
@@ -48,9 +66,11 @@ pub struct Model<B: Backend> {
     pub(crate) fingerprint: String,
     pub(crate) embed: Weight<B>,
     pub(crate) layers: Vec<Layer<B>>,
-    pub(crate) norm: B::Buffer<f32>,
+    pub(crate) norm: Norm<B>,
     /// The head, unless it is the embedding.
     pub(crate) head: Option<Weight<B>>,
+    /// Slopes of the query heads, where positions are linear biases.
+    pub(crate) alibi: Option<B::Buffer<f32>>,
 }
 
 /// Activations of a step, allocated once.
@@ -58,6 +78,8 @@ pub struct Workspace<B: Backend> {
     hidden: B::Buffer<B::Act>,
     normed: B::Buffer<B::Act>,
     qkv: B::Buffer<B::Act>,
+    /// Queries and keys behind their norms, where the model has them.
+    normed_qk: Option<B::Buffer<B::Act>>,
     attended: B::Buffer<B::Act>,
     projected: B::Buffer<B::Act>,
     gate_up: B::Buffer<B::Act>,
@@ -81,17 +103,20 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, ModelError<B::Error>> {
         let config = ModelConfig::load(source)?;
         let checkpoint = Checkpoint::open(source)?;
+        let mut loader = Loader::new(backend, &checkpoint, progress);
         match config.architecture {
-            Architecture::Llama => {
-                crate::llama::load(&config, &mut Loader::new(backend, &checkpoint, progress))
+            Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 | Architecture::Qwen3 => {
+                crate::llama::load(&config, &mut loader)
             }
+            Architecture::Falcon => crate::falcon::load(&config, &mut loader),
         }
     }
 
-    /// What its attention asks of a backend, with pages of this layout.
+    /// What its attention asks of a backend, with pages of this layout: a sliding window if any layer has one.
     pub fn spec(&self, layout: PageLayout) -> Spec {
         let gqa = GqaRatio(self.config.n_heads / self.config.n_kv_heads);
-        Spec { layout, gqa, act: B::Act::DTYPE, window: false, alibi: false }
+        let window = self.config.windows.iter().any(Option::is_some);
+        Spec { layout, gqa, act: B::Act::DTYPE, window, alibi: self.config.alibi }
     }
 
     /// What the model is.
@@ -116,7 +141,8 @@ impl<B: Backend> Model<B> {
         max_seqs: usize,
     ) -> Result<Workspace<B>, B::Error> {
         let c = &self.config;
-        let heads = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
+        let qk = (c.n_heads + c.n_kv_heads) * c.head_dim;
+        let gate_up = if c.mlp_gated { 2 * c.intermediate_size } else { c.intermediate_size };
         let tables = if c.rope.is_dynamic() { max_seqs } else { 1 };
         let mut inv_freq = backend.zeros(tables * c.head_dim / 2)?;
         if !c.rope.is_dynamic() {
@@ -125,10 +151,11 @@ impl<B: Backend> Model<B> {
         Ok(Workspace {
             hidden: backend.zeros(max_tokens * c.hidden_size)?,
             normed: backend.zeros(max_tokens * c.hidden_size)?,
-            qkv: backend.zeros(max_tokens * heads)?,
+            qkv: backend.zeros(max_tokens * c.qkv_width())?,
+            normed_qk: if c.qk_norm { Some(backend.zeros(max_tokens * qk)?) } else { None },
             attended: backend.zeros(max_tokens * c.n_heads * c.head_dim)?,
             projected: backend.zeros(max_tokens * c.hidden_size)?,
-            gate_up: backend.zeros(max_tokens * 2 * c.intermediate_size)?,
+            gate_up: backend.zeros(max_tokens * gate_up)?,
             activated: backend.zeros(max_tokens * c.intermediate_size)?,
             last: backend.zeros(max_seqs * c.hidden_size)?,
             logits: backend.zeros(max_seqs * c.vocab_size)?,
@@ -158,8 +185,7 @@ impl<B: Backend> Model<B> {
         )?)?;
         probe(0, &ws.hidden)?;
         for (i, layer) in self.layers.iter().enumerate() {
-            self.attention(backend, layer, ws, cache, batch, i)?;
-            self.mlp(backend, layer, ws, n)?;
+            self.layer(backend, layer, ws, cache, batch, i)?;
             probe(i + 1, &ws.hidden)?;
         }
         let seqs = batch.n_seqs();
@@ -221,96 +247,8 @@ impl<B: Backend> Model<B> {
         let rows: Vec<f32> = lens_after.flat_map(|len| self.config.rope.inv_freq(head_dim, len)).collect();
         backend.write(&mut ws.inv_freq, 0, &rows)
     }
-
-    fn norm(
-        &self,
-        backend: &B,
-        weight: &B::Buffer<f32>,
-        out: &mut B::Buffer<B::Act>,
-        x: &B::Buffer<B::Act>,
-        rows: usize,
-    ) -> Result<(), StepError<B::Error>> {
-        let (n, eps) = (self.config.hidden_size, self.config.norm_eps as f32);
-        Ok(backend.rms_norm(ops::RmsNorm::new(
-            RowsMut::new(out, rows, n)?,
-            Rows::new(x, rows, n)?,
-            weight,
-            eps,
-        )?)?)
-    }
-
-    fn attention(
-        &self,
-        backend: &B,
-        layer: &Layer<B>,
-        ws: &mut Workspace<B>,
-        cache: &mut KvCache<B>,
-        batch: &Batch<B>,
-        index: usize,
-    ) -> Result<(), StepError<B::Error>> {
-        let (c, n) = (&self.config, batch.n_tokens());
-        let (q, k) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let all = q + 2 * k;
-        self.norm(backend, &layer.attention_norm, &mut ws.normed, &ws.hidden, n)?;
-        project(backend, &layer.qkv, (&mut ws.qkv, all), (&ws.normed, c.hidden_size), n)?;
-        let rotated = RowsMut::new(&mut ws.qkv, n, all)?.columns(0..q + k)?;
-        let table = c.rope.is_dynamic().then_some(&batch.seq_of_row);
-        let dims = (c.head_dim, c.head_dim);
-        let scaling = c.rope.attention_scaling();
-        backend.rope(ops::Rope::new(rotated, dims, &batch.positions, &ws.inv_freq, table, scaling)?)?;
-        let qkv = Rows::new(&ws.qkv, n, all)?;
-        let new = (qkv.columns(q..q + k)?, qkv.columns(q + k..all)?);
-        let (kv, group) = cache.layer(index);
-        let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let out = RowsMut::new(&mut ws.attended, n, q)?;
-        backend.attend(ops::Attend::new(out, qkv.columns(0..q)?, new, kv, (batch, group), scale)?)?;
-        backend.append(ops::Append::new(new, kv, (batch, group))?)?;
-        project(backend, &layer.output, (&mut ws.projected, c.hidden_size), (&ws.attended, q), n)?;
-        add(backend, &mut ws.hidden, &ws.projected, n, c.hidden_size)
-    }
-
-    fn mlp(
-        &self,
-        backend: &B,
-        layer: &Layer<B>,
-        ws: &mut Workspace<B>,
-        n: usize,
-    ) -> Result<(), StepError<B::Error>> {
-        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        self.norm(backend, &layer.mlp_norm, &mut ws.normed, &ws.hidden, n)?;
-        project(backend, &layer.gate_up, (&mut ws.gate_up, 2 * inner), (&ws.normed, hidden), n)?;
-        let gate_up = Rows::new(&ws.gate_up, n, 2 * inner)?;
-        let (gate, up) = (gate_up.columns(0..inner)?, gate_up.columns(inner..2 * inner)?);
-        let out = RowsMut::new(&mut ws.activated, n, inner)?;
-        backend.activate(ops::Activate::new(out, gate, Some(up), self.config.hidden_act)?)?;
-        project(backend, &layer.down, (&mut ws.projected, hidden), (&ws.activated, inner), n)?;
-        add(backend, &mut ws.hidden, &ws.projected, n, hidden)
-    }
 }
 
 /// Sees the residual stream between layers.
 pub(crate) type Probe<'a, B> = dyn FnMut(usize, &<B as Backend>::Buffer<<B as Backend>::Act>) -> Result<(), StepError<<B as Backend>::Error>>
     + 'a;
-
-/// `out[n, features] = x[n, features] projection^T`.
-fn project<B: Backend>(
-    backend: &B,
-    projection: &Projection<B>,
-    (out, out_features): (&mut B::Buffer<B::Act>, usize),
-    (x, in_features): (&B::Buffer<B::Act>, usize),
-    n: usize,
-) -> Result<(), StepError<B::Error>> {
-    let (out, x) = (RowsMut::new(out, n, out_features)?, Rows::new(x, n, in_features)?);
-    Ok(backend.linear(ops::Linear::new(out, x, &projection.weight, projection.bias.as_ref())?)?)
-}
-
-/// `out[n, cols] += x[n, cols]`.
-fn add<B: Backend>(
-    backend: &B,
-    out: &mut B::Buffer<B::Act>,
-    x: &B::Buffer<B::Act>,
-    n: usize,
-    cols: usize,
-) -> Result<(), StepError<B::Error>> {
-    Ok(backend.add(ops::Add::new(RowsMut::new(out, n, cols)?, Rows::new(x, n, cols)?)?)?)
-}

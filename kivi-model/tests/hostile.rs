@@ -6,6 +6,7 @@
 mod common;
 
 use common::{VOCAB, checkpoint, config, header, safetensors, source, tokenizer, write};
+use kivi_model::alibi::slopes;
 use kivi_model::config::ModelConfig;
 use kivi_model::tokenizer::Tokenizer;
 use kivi_model::weights::Checkpoint;
@@ -106,6 +107,33 @@ fn damaged(mut bytes: Vec<u8>, holes: &[(usize, u8)], cut: usize) -> Vec<u8> {
     bytes
 }
 
+/// A config of each family, with the fields that only it has.
+fn any_config() -> impl Strategy<Value = Value> {
+    let with = |model_type: &str, architecture: &str, fields: Value| {
+        let mut config = config();
+        config["architectures"] = json!([architecture]);
+        config["model_type"] = json!(model_type);
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        config
+    };
+    let qwen = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1, "head_dim": 8,
+        "layer_types": ["full_attention", "sliding_attention"], "attention_bias": true});
+    let falcon = json!({"alibi": false, "bias": true, "multi_query": false, "parallel_attn": true,
+        "new_decoder_architecture": true, "num_kv_heads": 2, "num_ln_in_parallel_attn": 2, "ffn_hidden_size": 48,
+        "layer_norm_epsilon": 1e-5, "activation": "gelu"});
+    let old = json!({"n_layer": 2, "n_head": 4, "n_head_kv": 2, "n_embed": 16, "alibi": true, "bias": false,
+        "multi_query": true, "parallel_attn": true});
+    prop::sample::select(vec![
+        config(),
+        with("mistral", "MistralForCausalLM", json!({"sliding_window": 8, "head_dim": 6})),
+        with("qwen2", "Qwen2ForCausalLM", qwen.clone()),
+        with("qwen3", "Qwen3ForCausalLM", qwen),
+        with("falcon", "FalconForCausalLM", falcon),
+        with("RefinedWebModel", "RWForCausalLM", old.clone()),
+        with("RefinedWeb", "RWForCausalLM", old),
+    ])
+}
+
 fn holes() -> impl Strategy<Value = (Vec<(usize, u8)>, usize)> {
     (
         prop::collection::vec((any::<usize>(), any::<u8>()), 0..4),
@@ -124,6 +152,10 @@ fn try_config(bytes: &[u8]) {
             assert_eq!(frequencies.len(), c.head_dim / 2);
             assert!(frequencies.iter().all(|f| !f.is_nan()), "{:?}", c.rope);
             assert!(c.rope.attention_scaling().is_finite());
+            assert_eq!(c.windows.len(), c.n_layers);
+            assert!(c.windows.iter().all(|window| *window != Some(0)));
+            assert!(c.n_heads.is_multiple_of(c.n_kv_heads));
+            assert!(slopes(c.n_heads, c.head_dim).iter().all(|slope| *slope > 0.0));
         }
         Err(error) => one_line(&error.to_string()),
     }
@@ -170,13 +202,13 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn config_with_other_values(edits in prop::collection::vec(edit(), 1..4)) {
-        try_config(edited(config(), &edits).to_string().as_bytes());
+    fn config_with_other_values(config in any_config(), edits in prop::collection::vec(edit(), 0..4)) {
+        try_config(edited(config, &edits).to_string().as_bytes());
     }
 
     #[test]
-    fn config_with_other_bytes((holes, cut) in holes()) {
-        try_config(&damaged(config().to_string().into_bytes(), &holes, cut));
+    fn config_with_other_bytes(config in any_config(), (holes, cut) in holes()) {
+        try_config(&damaged(config.to_string().into_bytes(), &holes, cut));
     }
 
     #[test]

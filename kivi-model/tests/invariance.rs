@@ -3,79 +3,13 @@
 
 mod models;
 mod random;
-
-use std::collections::BTreeMap;
+mod runs;
 
 use kivi_kernels_ref::Cpu;
-use kivi_model::cache::SequenceState;
-use kivi_model::engine::{Engine, EngineConfig, Event, Request, SeqId};
-use kivi_model::model::Model;
-use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
-use models::{cache, config, golden, ids, kivi_tiny, request};
+use kivi_model::engine::Engine;
+use models::{cache, config, golden, ids, kivi_tiny};
 use random::{SMALL, tokens};
-
-type CpuEngine<'a> = Engine<'a, Cpu<f32>>;
-
-/// A request that joins when so many steps are done.
-#[derive(Clone)]
-struct Arrival {
-    step: usize,
-    request: Request,
-}
-
-/// Tokens of a sequence, the logits that each was chosen from, and what its cache held then.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Run {
-    tokens: Vec<u32>,
-    logits: Vec<Vec<f32>>,
-    caches: Vec<SequenceState>,
-}
-
-/// Runs all arrivals to their ends. Caches are those that a sequence had after each of its steps but the last.
-fn run(engine: &mut CpuEngine<'_>, arrivals: &[Arrival], caches: bool) -> Vec<Run> {
-    let mut ids: BTreeMap<SeqId, usize> = BTreeMap::new();
-    let mut runs = vec![Run::default(); arrivals.len()];
-    let mut step = 0;
-    while ids.len() < arrivals.len() || !engine.is_idle() {
-        for (i, arrival) in arrivals.iter().enumerate().filter(|(_, a)| a.step == step) {
-            ids.insert(engine.submit(arrival.request.clone()).expect("a good request"), i);
-        }
-        for event in engine.step().expect("the CPU does not fail") {
-            if let Event::Token { id, token, logits } = event {
-                let run = &mut runs[ids[&id]];
-                run.tokens.push(token);
-                run.logits.extend(logits);
-                let cache =
-                    if caches { engine.cache_state(id).expect("the CPU does not fail") } else { None };
-                run.caches.extend(cache);
-            }
-        }
-        step += 1;
-    }
-    runs
-}
-
-fn arrival(step: usize, prompt: &[u32], max_tokens: usize) -> Arrival {
-    let request = Request { want_logits: true, ..request(prompt, max_tokens) };
-    Arrival { step, request }
-}
-
-/// Alone in an engine of these sizes.
-fn alone(backend: &Cpu<f32>, model: &Model<Cpu<f32>>, sizes: EngineConfig, arrival: &Arrival) -> Run {
-    let mut engine = Engine::new(backend, model, sizes).expect("an engine");
-    run(&mut engine, &[Arrival { step: 0, ..arrival.clone() }], true).remove(0)
-}
-
-/// Tokens equal and logits within 1e-4.
-fn assert_same(what: &str, found: &Run, expected: &Run) {
-    assert_eq!(found.tokens, expected.tokens, "{what}");
-    assert_eq!(found.logits.len(), expected.logits.len(), "{what}");
-    for (row, (found, expected)) in found.logits.iter().zip(&expected.logits).enumerate() {
-        for (x, y) in found.iter().zip(expected) {
-            assert!((x - y).abs() <= 1e-4 * y.abs().max(1.0), "{what}: logits {row} have {x}, not {y}");
-        }
-    }
-}
+use runs::{Arrival, alone, arrival, assert_same, run, token_by_token, two_bits};
 
 /// Eight prompts of the embedded model: the golden ones, all of them below 1,000 tokens.
 fn prompts() -> Vec<Vec<u32>> {
@@ -123,20 +57,6 @@ fn one_prompt_is_as_any_chunks() {
             assert_same(&format!("{rows} rows a step"), found, expected);
         }
     }
-}
-
-/// 2 bits, groups of 32, a window of 32 tokens: packs often.
-fn two_bits() -> KiviConfig {
-    let config = KiviConfig::new(Bits::B2, Bits::B2, GroupSize::G32, 32).expect("a valid cache");
-    config.with_kv_dtype(KvDtype::F16).with_page_tokens(32).expect("a valid page")
-}
-
-/// A sequence of `n` given tokens and some more, read one token a step.
-fn token_by_token(step: usize, name: &str, n: usize, more: usize) -> Arrival {
-    let tokens = tokens(name, n, SMALL.vocab);
-    let mut arrival = arrival(step, &tokens[..1], n - 1 + more);
-    arrival.request.forced = tokens[1..].to_vec();
-    arrival
 }
 
 /// Steps of up to four rows: the CPU backend computes each row of a product by itself then, so that results are equal

@@ -7,10 +7,11 @@ MODEL is the kivi-tiny checkpoint. Everything runs in float32 on the CPU, one th
 from the stored dtype, `attn_implementation="eager"`, and decoding is greedy: the prompt in one call,
 then one token a call over a DynamicCache. Each result is also compared with `generate`.
 
-    kivi-tiny.json     greedy continuations and logits of the embedded model
-    random-llama.json  one small checkpoint for each variation of config.json (below)
-    passkey.json       the passkey prompts and what the model answers at full precision
-    kivi-nll.json      copied from MODEL/golden-nll.json, which an independent model of KIVI made
+    kivi-tiny.json        greedy continuations and logits of the embedded model
+    random-llama.json     one small checkpoint for each variation of Llama's config.json (below)
+    random-families.json  likewise of the other families
+    passkey.json          the passkey prompts and what the model answers at full precision
+    kivi-nll.json         copied from MODEL/golden-nll.json, which an independent model of KIVI made
 
 `--check` recomputes all this and compares it with what is in DIR instead of writing.
 
@@ -27,8 +28,9 @@ They are not stored: a formula that needs no library gives them, bit for bit. Al
 Element i (row-major) of the tensor `name` is, with u = noise(name, i) >> 40 (24 bits)
 
     t = (u / 2^24 - 0.5) * 2           in [-1, 1), exact in f32
-    1 + 0.125 * t                      if name ends in "norm.weight" (the sum rounds once, to f32)
-    0.5 * t                            if name contains "embed_tokens", "lm_head", "q_proj" or "k_proj" (exact)
+    1 + 0.125 * t                      if name ends in "norm.weight", "ln_f.weight", "ln_attn.weight" or "ln_mlp.weight"
+                                       (the sum rounds once, to f32)
+    0.5 * t                            if name contains "embed", "lm_head", "q_proj", "k_proj" or "query_key_value" (exact)
     0.25 * t                           otherwise, biases too (exact)
 
 then rounded from f32 to the checkpoint's dtype, to nearest, ties to even. Values to check an implementation with
@@ -46,8 +48,8 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
 GAMMA = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1
@@ -76,15 +78,22 @@ def weight(name, shape):
     """A tensor of a random checkpoint, in float32."""
     u = (noise(name, math.prod(shape)) >> np.uint64(40)).astype(np.float32)
     t = (u / np.float32(2**24) - np.float32(0.5)) * np.float32(2)
-    if name.endswith("norm.weight"):
+    if name.endswith(tuple(f"{norm}.weight" for norm in ("norm", "ln_f", "ln_attn", "ln_mlp"))):
         t = np.float32(1) + np.float32(0.125) * t
-    elif any(part in name for part in ("embed_tokens", "lm_head", "q_proj", "k_proj")):
+    elif any(part in name for part in ("embed", "lm_head", "q_proj", "k_proj", "query_key_value")):
         t = np.float32(0.5) * t
     else:
         t = np.float32(0.25) * t
     return torch.from_numpy(t.reshape(shape))
 
 
+def weight_bits(name, i):
+    value = weight(name, (i + 1,))[i].numpy()
+    bf16 = torch.from_numpy(value[None]).bfloat16().view(torch.int16).numpy()
+    return (f"{noise(name, i + 1)[i]:016x}", *(x.tobytes()[::-1].hex() for x in (value, np.float16(value), bf16)))
+
+
+CHECK_FIELDS = ("name", "index", "noise", "f32", "f16", "bf16")
 # A tensor's name, an index, noise(name, index), and the bits of the weight as f32, f16 and bf16.
 WEIGHT_CHECKS = [
     ("model.norm.weight", 0, "4e4e52191e974f2e", "3f739394", "3b9d", "3f74"),
@@ -94,16 +103,31 @@ WEIGHT_CHECKS = [
     ("model.layers.0.mlp.down_proj.weight", 4095, "8d1cf81e0dde893e", "3cd1cf80", "268e", "3cd2"),
     ("model.layers.0.self_attn.q_proj.bias", 2, "939f76b6171c382f", "3d9cfbb0", "2ce8", "3d9d"),
 ]
-
-
-def weight_bits(name, i):
-    value = weight(name, (i + 1,))[i].numpy()
-    bf16 = torch.from_numpy(value[None]).bfloat16().view(torch.int16).numpy()
-    return (f"{noise(name, i + 1)[i]:016x}", *(x.tobytes()[::-1].hex() for x in (value, np.float16(value), bf16)))
+FAMILY_CHECKS = [
+    (name, i, *weight_bits(name, i))
+    for name, i in [
+        ("transformer.ln_f.weight", 3),
+        ("transformer.h.0.ln_mlp.weight", 4),
+        ("transformer.h.0.ln_mlp.bias", 4),
+        ("transformer.word_embeddings.weight", 9),
+        ("transformer.h.1.self_attention.query_key_value.weight", 70),
+        ("model.layers.0.self_attn.q_norm.weight", 5),
+    ]
+]
 
 
 # --------------------------------------------------------------------------------------------------
 # Greedy decoding
+
+
+def body(model):
+    """The model without its head, which holds the rotary embedding."""
+    return getattr(model, "model", None) or model.transformer
+
+
+def fresh_rope(model):
+    """Makes the rotary embedding anew: the dynamic type keeps state."""
+    body(model).rotary_emb = type(body(model).rotary_emb)(model.config)
 
 
 @torch.no_grad()
@@ -118,7 +142,7 @@ def greedy(model, ids, steps):
     for _ in range(steps + 1):
         out = model(torch.tensor([feed]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits.append(out.logits[0, -1])
-        rope.append(model.model.rotary_emb.inv_freq.tolist())
+        rope.append(body(model).rotary_emb.inv_freq.tolist())
         tokens.append(int(logits[-1].argmax()))
         feed = [tokens[-1]]
     return tokens[:steps], logits, rope
@@ -131,7 +155,7 @@ def margins(logits):
 
 def generate(model, ids, steps, eos=None):
     """The same from transformers' own loop."""
-    model.model.rotary_emb = LlamaRotaryEmbedding(model.config)  # the dynamic type keeps state
+    fresh_rope(model)
     model.generation_config.eos_token_id = eos
     model.generation_config.pad_token_id = 0
     out = model.generate(
@@ -141,9 +165,9 @@ def generate(model, ids, steps, eos=None):
     return out[0, len(ids) :].tolist()
 
 
-def load(directory):
+def load(directory, attention="eager", **changes):
     model, info = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        directory, dtype=torch.float32, attn_implementation=attention, output_loading_info=True, **changes
     )
     assert not info["missing_keys"] and not info["mismatched_keys"], info
     return model.eval()
@@ -498,16 +522,19 @@ def write_checkpoint(directory, files, tensors, dtype, config_text, generation_t
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
+def in_files(names, shards):
+    """The names of tensors for each file."""
+    if shards == 1:
+        return {"model.safetensors": names}
+    cut = [len(names) * s // shards for s in range(shards + 1)]
+    return {f"model-{s + 1:05}-of-{shards:05}.safetensors": names[cut[s] : cut[s + 1]] for s in range(shards)}
+
+
 def random_case(name, config, length, more):
     steps = 32
     dtype = config.get("dtype") or config["torch_dtype"]
     tensors = shapes(config) | more.get("extra", {})
-    names, shards = list(tensors), more.get("shards", 1)
-    if shards == 1:
-        files = {"model.safetensors": names}
-    else:
-        cut = [len(names) * s // shards for s in range(shards + 1)]
-        files = {f"model-{s + 1:05}-of-{shards:05}.safetensors": names[cut[s] : cut[s + 1]] for s in range(shards)}
+    files = in_files(list(tensors), more.get("shards", 1))
 
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(pathlib.Path(directory), files, tensors, dtype, json.dumps(config), None)
@@ -515,7 +542,7 @@ def random_case(name, config, length, more):
         # The first prompt whose continuation has no near tie.
         for seed in range(100):
             ids = (noise(f"prompt/{name}/{seed}", length) % np.uint64(config["vocab_size"])).tolist()
-            model.model.rotary_emb = LlamaRotaryEmbedding(model.config)
+            fresh_rope(model)
             tokens, logits, rope = greedy(model, ids, steps)
             gap = margins(logits)[:steps]
             distinct = more.get("eos") and all(tokens.index(tokens[i]) == i for i in more["eos"])
@@ -588,10 +615,203 @@ def make_random(_model_dir):
             "Tensors named rotary_emb.inv_freq are there to be ignored.",
         ],
         "made_with": VERSIONS,
-        "weight_checks": [
-            dict(zip(("name", "index", "noise", "f32", "f16", "bf16"), check)) for check in WEIGHT_CHECKS
-        ],
+        "weight_checks": [dict(zip(CHECK_FIELDS, check)) for check in WEIGHT_CHECKS],
         "cases": [random_case(name, *case) for name, case in CASES.items()],
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Random checkpoints of the other families
+
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GATED = SMALL | {"intermediate_size": 80, "num_key_value_heads": 2, "rms_norm_eps": 1e-05, "hidden_act": "silu"}
+
+
+def family(architecture, model_type, base):
+    """Two functions that make its config.json: as before transformers 5, and as transformers 5 writes it."""
+    names = {"architectures": [architecture], "model_type": model_type}
+    before = lambda dtype, **changes: names | base | {"rope_theta": 10000.0, "torch_dtype": dtype} | changes
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    now = lambda dtype, rope=rope, **changes: names | base | {"rope_parameters": rope, "dtype": dtype} | changes
+    return before, now
+
+
+old_mistral, new_mistral = family("MistralForCausalLM", "mistral", GATED)
+old_qwen2, new_qwen2 = family("Qwen2ForCausalLM", "qwen2", GATED)
+old_qwen3, new_qwen3 = family("Qwen3ForCausalLM", "qwen3", GATED | {"head_dim": 16})
+old_falcon, new_falcon = family("FalconForCausalLM", "falcon", SMALL)
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
+FALCON_RW = {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}
+FULL, SLIDING = "full_attention", "sliding_attention"
+RENAMED = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "num_kv_heads": "n_head_kv"}
+
+
+def refined_web(model_type, config):
+    """What transformers reads as `config`, as Falcon's own repositories had it before transformers did."""
+    config = {RENAMED.get(name, name): value for name, value in config.items()}
+    config |= {"architectures": ["RWForCausalLM"], "model_type": model_type}
+    config |= {"apply_residual_connection_post_layernorm": False, "hidden_dropout": 0.0}
+    for field in ("new_decoder_architecture", "max_position_embeddings", "rope_theta"):
+        config.pop(field, None)
+    if model_type == "RefinedWeb":
+        config["parallel_attn"] = True
+    return config
+
+
+# name: (config that transformers reads, prompt length, what more: shards, extra tensors, config.json where it has
+# another spelling)
+FAMILIES = {
+    "mistral-window-in-prompt": (old_mistral(BF16, sliding_window=24), 70, {}),
+    "mistral-window-in-decode": (new_mistral(F32, sliding_window=40), 21, {"shards": 2}),
+    "mistral-window-of-2": (old_mistral(F32, sliding_window=2), 9, {}),
+    "mistral-no-window": (old_mistral(F16, sliding_window=None, rms_norm_eps=1e-06), 40, {}),
+    "mistral-head-dim": (
+        new_mistral(BF16, head_dim=32, num_key_value_heads=1, tie_word_embeddings=True, sliding_window=33), 50, {},
+    ),
+    "qwen2": (old_qwen2(BF16, use_sliding_window=False, sliding_window=16, max_window_layers=1), 45, {}),
+    "qwen2-tied-sharded": (new_qwen2(F16, tie_word_embeddings=True), 30, {"shards": 3}),
+    "qwen2-window-in-some-layers": (
+        old_qwen2(F32, use_sliding_window=True, sliding_window=20, max_window_layers=1, num_hidden_layers=3), 60, {},
+    ),
+    "qwen2-layer-types": (
+        new_qwen2(F32, use_sliding_window=True, sliding_window=30, num_hidden_layers=3,
+                  layer_types=[SLIDING, FULL, SLIDING]), 20, {},
+    ),
+    "qwen2-yarn": (
+        old_qwen2(F32, rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}), 40, {},
+    ),
+    "qwen3": (new_qwen3(BF16), 45, {}),
+    "qwen3-bias-tied": (old_qwen3(F16, attention_bias=True, tie_word_embeddings=True, head_dim=32), 33, {}),
+    "qwen3-mqa-window": (
+        new_qwen3(F32, use_sliding_window=True, sliding_window=24, max_window_layers=1, num_key_value_heads=1), 50, {"shards": 2},
+    ),
+    "falcon-7b": (old_falcon(BF16), 45, {"extra": {f"transformer.h.{i}.self_attention.maybe_rotary.inv_freq": [8] for i in range(2)}}),
+    "falcon-7b-bias-untied": (new_falcon(F32, bias=True, tie_word_embeddings=False, ffn_hidden_size=96), 40, {"shards": 2}),
+    "falcon-7b-refined-web": (
+        old_falcon(F16, max_position_embeddings=2048, multi_query=True, parallel_attn=True), 30, {"spelling": "RefinedWebModel"},
+    ),
+    "falcon-7b-dynamic": (
+        new_falcon(F32, {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, max_position_embeddings=48), 30, {},
+    ),
+    "falcon-7b-alibi": (new_falcon(F32, alibi=True), 50, {}),
+    "falcon-7b-sequential": (new_falcon(F32, parallel_attn=False), 35, {}),
+    "falcon-40b": (new_falcon(BF16, **FALCON_40B), 45, {"shards": 2}),
+    "falcon-40b-refined-web": (
+        old_falcon(F32, max_position_embeddings=2048, **FALCON_40B), 33, {"spelling": "RefinedWeb"},
+    ),
+    "falcon-40b-bias-mha": (new_falcon(F16, bias=True, **FALCON_40B | {"num_kv_heads": 4}), 40, {}),
+    "falcon2-11b": (
+        new_falcon(BF16, num_ln_in_parallel_attn=1, tie_word_embeddings=False, **FALCON_40B | {"num_kv_heads": 1}), 40, {},
+    ),
+    "falcon-rw": (old_falcon(BF16, **FALCON_RW), 60, {}),
+    "falcon-rw-refined-web": (
+        old_falcon(F32, max_position_embeddings=2048, activation="gelu", **FALCON_RW), 25, {"spelling": "RefinedWebModel"},
+    ),
+    "falcon-rw-no-bias": (new_falcon(F16, num_attention_heads=2, **FALCON_RW | {"bias": False}), 100, {}),
+}  # fmt: skip
+
+
+@torch.no_grad()
+def without_cache(model, ids):
+    """The logits after `ids`, all of them in one call."""
+    fresh_rope(model)
+    return model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+def check_window(config, directory, attention, ids, tokens, logits):
+    """Asserts that the window, where there is one, was crossed and matters."""
+    window = config.get("sliding_window")
+    if window is None or (config["model_type"] != "mistral" and not config.get("use_sliding_window")):
+        return
+    assert len(ids) + len(tokens) > window, "no step crosses the window"
+    fields = {key: value for key, value in config.items() if key not in ("model_type", "layer_types")}
+    fields |= {"sliding_window": None} | ({"use_sliding_window": False} if "use_sliding_window" in config else {})
+    full = load(directory, attention, config=AutoConfig.for_model(config["model_type"], **fields))
+    assert (without_cache(full, ids + tokens) - logits[-1]).abs().max() > 0.01, "the window makes no difference"
+    if len(ids) > window:
+        assert (without_cache(full, ids) - logits[0]).abs().max() > 0.01, "nor in the prompt"
+
+
+def family_case(name, config, length, more):
+    steps = 32
+    dtype = config.get("dtype") or config["torch_dtype"]
+    # The eager attention of transformers' Falcon adds ALiBi twice, in its mask and by itself; sdpa adds it once, as
+    # the original code does.
+    attention = "sdpa" if config.get("alibi") else "eager"
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = pathlib.Path(temporary)
+        (directory / "config.json").write_text(json.dumps(config))
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+        tensors = {key: list(value.shape) for key, value in empty.state_dict().items()}
+        if empty.config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
+        tensors |= more.get("extra", {})
+        files = in_files(list(tensors), more.get("shards", 1))
+        write_checkpoint(directory, files, tensors, dtype, json.dumps(config), None)
+        model = load(directory, attention)
+        for seed in range(100):
+            ids = (noise(f"prompt/{name}/{seed}", length) % np.uint64(config["vocab_size"])).tolist()
+            fresh_rope(model)
+            tokens, logits, _ = greedy(model, ids, steps)
+            gap = margins(logits)[:steps]
+            if min(gap) > 0.01 and len(set(tokens)) > 8:
+                break
+        else:
+            raise SystemExit(f"{name}: no prompt without a near tie")
+        assert tokens == generate(model, ids, steps), name
+        if (config.get("rope_parameters") or {}).get("rope_type") != "dynamic":
+            once = without_cache(model, ids + tokens)
+            assert (once - logits[steps]).abs().max() < 1e-4, f"{name}: the cache makes a difference"
+        check_window(config, directory, attention, ids, tokens, logits)
+    if "spelling" in more:
+        config = refined_web(more["spelling"], config)
+    log(f"random {name}: logits std {float(logits[0].std()):.2f}, smallest margin {min(gap):.3f}, seed {seed}, {len(set(tokens))} distinct tokens")
+    return {
+        "name": name,
+        "config_json": json.dumps(config, indent=1) + "\n",
+        "generation_config_json": None,
+        "dtype": dtype,
+        "tensors": tensors,
+        "files": files,
+        "prompt_ids": ids,
+        "tokens": tokens,
+        "tokens_until_eos": None,
+        "margins": [float(f"{m:.4g}") for m in gap],
+        "logits_prompt": nine(logits[0]),
+        "logits_end": nine(logits[steps]),
+    }
+
+
+def alibi_slopes(heads):
+    """The slopes of so many heads, which transformers' Falcon rounds to bf16."""
+    return build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1].tolist()
+
+
+def make_families(_model_dir):
+    return {
+        "about": [
+            "As random-llama.json, of other families. Tensors and shapes are those of transformers' models.",
+            "Weights have the same formula, and more names: 1 + 0.125 t also if name ends in 'ln_f.weight', 'ln_attn.weight' or"
+            " 'ln_mlp.weight'; 0.5 t also if it contains 'embed' or 'query_key_value'.",
+            "Each window is crossed, in the prompt or while decoding, and without it the logits differ by more than 0.01.",
+            "RWForCausalLM is Falcon as its repositories had it before transformers; transformers read the same config in"
+            " its own spelling.",
+            "Models with ALiBi ran with attn_implementation='sdpa': 'eager' adds the biases twice.",
+            "alibi_slopes: the slopes of build_alibi_tensor for a number of heads.",
+        ],
+        "made_with": VERSIONS,
+        "weight_checks": [dict(zip(CHECK_FIELDS, check)) for check in FAMILY_CHECKS],
+        "alibi_slopes": {str(heads): alibi_slopes(heads) for heads in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 71, 112)},
+        "cases": [family_case(name, *case) for name, case in FAMILIES.items()],
     }
 
 
@@ -629,7 +849,7 @@ def log(message):
     print(message, file=sys.stderr, flush=True)
 
 
-MAKERS = {"random-llama": make_random, "kivi-tiny": make_tiny, "passkey": make_passkey}
+MAKERS = {"random-llama": make_random, "random-families": make_families, "kivi-tiny": make_tiny, "passkey": make_passkey}
 
 
 def main():

@@ -107,7 +107,7 @@ fn inspect(source: &Source, args: &InspectArgs, cache: &KiviConfig) -> Result<In
         head_dim: config.head_dim,
         vocab_size: config.vocab_size,
         max_position_embeddings: config.max_position_embeddings,
-        rope: rope(&config.rope),
+        rope: if config.alibi { "none (ALiBi)".to_owned() } else { rope(&config.rope) },
         tie_word_embeddings: config.tie_word_embeddings,
         bos_token_id: generation.bos_token_id,
         eos_token_ids: generation.eos_token_ids,

@@ -1,8 +1,8 @@
-//! Normalisation of rows: one block a row.
+//! Normalisation of rows: one block a row, or one a head.
 
 use bytemuck::{Pod, Zeroable};
-use kivi_kernels::RowsMut;
 use kivi_kernels::ops::{LayerNormParts, RmsNormParts};
+use kivi_kernels::{Buffer, RowsMut};
 
 use super::{ActRows, at, at_mut, at_or_null, source};
 use crate::device::Cuda;
@@ -20,7 +20,9 @@ struct NormParams {
     out_stride: u64,
     x_stride: u64,
     cols: u32,
+    groups: u32,
     eps: f32,
+    unused: u32,
 }
 
 impl NormParams {
@@ -28,6 +30,7 @@ impl NormParams {
         out: &mut RowsMut<'_, Cuda<A>, A>,
         x: &ActRows<'_, A>,
         (weight, bias): (u64, u64),
+        groups: usize,
         eps: f32,
     ) -> Self {
         Self {
@@ -37,22 +40,25 @@ impl NormParams {
             bias,
             out_stride: out.stride() as u64,
             x_stride: x.stride() as u64,
-            cols: x.cols() as u32,
+            cols: (x.cols() / groups.max(1)) as u32,
+            groups: groups as u32,
             eps,
+            unused: 0,
         }
     }
 }
 
 pub(crate) fn rms_norm<A: Act>(cuda: &Cuda<A>, op: RmsNormParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let RmsNormParts { mut out, x, weight, eps } = op;
-    let params = NormParams::new(&mut out, &x, (weight.at(0), 0), eps);
-    // SAFETY: `RmsNorm::new` checked that views and weight have `cols` columns; a block a row.
-    unsafe { cuda.launch(&SOURCE, "rms_norm", [x.rows(), 1, 1], params) }
+    let groups = x.cols() / weight.len();
+    let params = NormParams::new(&mut out, &x, (weight.at(0), 0), groups, eps);
+    // SAFETY: `RmsNorm::new` checked that views have `groups` times the columns of the weight; a block a group.
+    unsafe { cuda.launch(&SOURCE, "rms_norm", [x.rows() * groups, 1, 1], params) }
 }
 
 pub(crate) fn layer_norm<A: Act>(cuda: &Cuda<A>, op: LayerNormParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let LayerNormParts { mut out, x, weight, bias, eps } = op;
-    let params = NormParams::new(&mut out, &x, (weight.at(0), at_or_null(bias)), eps);
+    let params = NormParams::new(&mut out, &x, (weight.at(0), at_or_null(bias)), 1, eps);
     // SAFETY: `LayerNorm::new` checked that views, weight and bias have `cols` columns; a block a row.
     unsafe { cuda.launch(&SOURCE, "layer_norm", [x.rows(), 1, 1], params) }
 }

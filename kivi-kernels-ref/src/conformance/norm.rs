@@ -2,6 +2,7 @@
 
 use kivi_kernels::{Backend, DType, StepError, ops};
 use proptest::prelude::any;
+use proptest::prop_oneof;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
 use super::{Case, Grid, Outcome, Rng, round};
@@ -55,30 +56,58 @@ impl NormData {
         self.grid().upload(backend, &Rng::new(self.seed).normals(self.rows * self.cols, element))
     }
 
-    fn column<B: Backend>(&self, backend: &B, seed: u64) -> Result<B::Buffer<f32>, B::Error> {
-        let values = Rng::new(self.seed + seed).normals(self.cols, |x| x);
+    /// A vector of `n` elements.
+    fn column<B: Backend>(&self, backend: &B, seed: u64, n: usize) -> Result<B::Buffer<f32>, B::Error> {
+        let values = Rng::new(self.seed + seed).normals(n, |x| x);
         backend.upload(&values.iter().map(|&x| x as f32).collect::<Vec<_>>())
     }
 }
 
-/// A root-mean-square normalisation.
+/// A root-mean-square normalisation of `groups` groups of columns a row.
 #[derive(Clone, Debug)]
-pub struct RmsNormCase(NormData);
+pub struct RmsNormCase {
+    data: NormData,
+    groups: usize,
+}
+
+impl RmsNormCase {
+    /// Whole rows.
+    fn of(data: NormData) -> Self {
+        Self { data, groups: 1 }
+    }
+
+    /// Heads of `head_dim` columns; `pad` as where queries and keys lie among others.
+    fn heads(rows: usize, groups: usize, head_dim: usize, pad: usize, size: f64) -> Self {
+        let data = NormData { rows, cols: groups * head_dim, pad, offset: 0.0, size, seed: 2 };
+        Self { data, groups }
+    }
+}
 
 impl Case for RmsNormCase {
     const OP: &'static str = "rms_norm";
 
     fn by_hand() -> Vec<Self> {
-        NormData::by_hand().into_iter().map(Self).collect()
+        let heads = [
+            Self::heads(7, 8, 128, 0, 1.0),
+            Self::heads(9, 4, 64, 128, 1.0),
+            Self::heads(0, 4, 64, 128, 1.0),
+            Self::heads(5, 3, 80, 16, 100.0),
+            Self::heads(3, 2, 512, 64, 1e-3),
+            Self::heads(40, 5, 6, 2, 1.0),
+            Self::heads(2, 300, 1, 1, 1.0),
+        ];
+        NormData::by_hand().into_iter().map(Self::of).chain(heads).collect()
     }
 
     fn strategy() -> BoxedStrategy<Self> {
-        NormData::strategy().prop_map(Self).boxed()
+        let heads = (1..20_usize, 1..6_usize, 16..300_usize, 0..4_usize);
+        let heads = heads.prop_map(|(rows, groups, n, pad)| Self::heads(rows, groups, n, pad, 1.0));
+        prop_oneof![NormData::strategy().prop_map(Self::of), heads].boxed()
     }
 
     fn run<B: Backend>(&self, backend: &B, act: DType) -> Result<Outcome, StepError<B::Error>> {
-        let (data, grid) = (&self.0, self.0.grid());
-        let (x, weight) = (data.rows(backend, act)?, data.column(backend, 1)?);
+        let (data, grid) = (&self.data, self.data.grid());
+        let (x, weight) = (data.rows(backend, act)?, data.column(backend, 1, data.cols / self.groups)?);
         let mut out = grid.poisoned(backend)?;
         backend.rms_norm(ops::RmsNorm::new(grid.view_mut(&mut out)?, grid.view(&x)?, &weight, 1e-5)?)?;
         Ok(grid.read(backend, &out)?)
@@ -106,8 +135,8 @@ impl Case for LayerNormCase {
 
     fn run<B: Backend>(&self, backend: &B, act: DType) -> Result<Outcome, StepError<B::Error>> {
         let (data, grid) = (&self.data, self.data.grid());
-        let (x, weight, bias) =
-            (data.rows(backend, act)?, data.column(backend, 1)?, data.column(backend, 2)?);
+        let column = |seed| data.column(backend, seed, data.cols);
+        let (x, weight, bias) = (data.rows(backend, act)?, column(1)?, column(2)?);
         let bias = self.bias.then_some(&bias);
         let mut out = grid.poisoned(backend)?;
         let op = ops::LayerNorm::new(grid.view_mut(&mut out)?, grid.view(&x)?, &weight, bias, 1e-5)?;

@@ -10,13 +10,16 @@ fn mean<A: Accum>(terms: impl ExactSizeIterator<Item = A>) -> A {
     terms.sum::<A>() / A::from_f64(n)
 }
 
-/// `out = x / sqrt(mean(x^2) + eps) * weight`.
+/// `out = x / sqrt(mean(x^2) + eps) * weight`, for each group of as many columns as there are weights.
 pub(crate) fn rms_norm<A: Accum>(cpu: &Cpu<A>, mut op: RmsNormParts<'_, Cpu<A>>) {
+    let weight = &op.weight.0;
     for i in 0..op.x.rows() {
-        let x = row(&op.x, i);
-        let root = (mean(x.iter().map(|&x| x * x)) + A::from_f64(op.eps.into())).sqrt();
-        for ((out, &x), &weight) in row_mut(&mut op.out, i).iter_mut().zip(x).zip(&op.weight.0) {
-            *out = cpu.output(x / root * A::from_f64(weight.into()));
+        let groups = row(&op.x, i).chunks_exact(weight.len());
+        for (out, x) in row_mut(&mut op.out, i).chunks_exact_mut(weight.len()).zip(groups) {
+            let root = (mean(x.iter().map(|&x| x * x)) + A::from_f64(op.eps.into())).sqrt();
+            for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = cpu.output(x / root * A::from_f64(weight.into()));
+            }
         }
     }
 }

@@ -4,19 +4,20 @@ use crate::error::ensure;
 use crate::{Backend, Buffer, Rows, RowsMut, ShapeError};
 
 op! {
-    /// Root-mean-square normalisation of each row.
+    /// Root-mean-square normalisation of each row, or of each head of each row.
     ///
     /// # Shapes
-    /// `x`, `out` `[rows, n]`; `weight` `[n]`.
+    /// `x`, `out` `[rows, groups * n]`; `weight` `[n]`. A row has one group, or one a head.
     ///
     /// # Equation
-    /// `out = x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich, arXiv 1910.07467).
+    /// For each group of `n` columns, by itself: `out = x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich,
+    /// arXiv 1910.07467; of the heads of queries and keys: Dehghani et al., arXiv 2302.05442, section 3.1).
     RmsNorm, RmsNormParts {
         /// Output rows.
         out: RowsMut<'a, B, B::Act>,
         /// Input rows.
         x: Rows<'a, B, B::Act>,
-        /// Scale of each column.
+        /// Scale of each column of a group.
         weight: &'a B::Buffer<f32>,
         /// Added to the mean square.
         eps: f32,
@@ -27,7 +28,7 @@ impl<'a, B: Backend> RmsNorm<'a, B> {
     /// Validates the operands.
     ///
     /// # Errors
-    /// If the shapes differ.
+    /// If the shapes differ, or rows are not groups of `weight.len()` columns.
     pub fn new(
         out: RowsMut<'a, B, B::Act>,
         x: Rows<'a, B, B::Act>,
@@ -41,13 +42,9 @@ impl<'a, B: Backend> RmsNorm<'a, B> {
             || format!("shape {:?}", x.shape()),
             out.shape(),
         )?;
-        ensure(
-            weight.len() == x.cols(),
-            "rms_norm",
-            "weight",
-            || format!("{} elements", x.cols()),
-            weight.len(),
-        )?;
+        let groups = !weight.is_empty() && x.cols().is_multiple_of(weight.len());
+        let expected = || format!("{} elements or a divisor of that", x.cols());
+        ensure(groups, "rms_norm", "weight", expected, weight.len())?;
         Ok(Self(RmsNormParts { out, x, weight, eps }))
     }
 }

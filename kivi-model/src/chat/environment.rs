@@ -17,6 +17,7 @@ const FUEL: u64 = 2_000_000;
 /// What every chat template finds.
 pub(super) fn environment(clock: Clock) -> Environment<'static> {
     let mut env = Environment::new();
+    env.set_debug(true); // errors name what is undefined
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.unwrap_or_default());
     env.set_auto_escape_callback(|_| AutoEscape::None);

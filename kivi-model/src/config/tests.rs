@@ -24,7 +24,8 @@ fn absent_fields_have_the_defaults_of_transformers() {
     assert_eq!((c.max_position_embeddings, c.norm_eps), (2048, 1e-6));
     assert_eq!((c.bos_token_id, c.eos_token_ids, c.dtype), (Some(1), vec![2], None));
     assert_eq!(c.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default });
-    assert!(!c.tie_word_embeddings && !c.attention_bias && !c.mlp_bias);
+    assert!(!c.tie_word_embeddings && !c.qkv_bias && !c.output_bias && !c.mlp_bias);
+    assert_eq!(c.windows, [None; 32]);
     assert_eq!(c.hidden_act, Activation::Silu);
 }
 
@@ -65,7 +66,10 @@ fn unknown_names_list_the_known_ones() {
         r#"{}"#,
     ] {
         let message = parse(text).unwrap_err().to_string();
-        assert!(message.contains("unknown architecture") && message.ends_with("known: LlamaForCausalLM"));
+        assert!(
+            message.contains("unknown architecture")
+                && message.contains("known: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM")
+        );
     }
     let message = refusal(r#""rope_scaling": {"type": "su", "factor": 2}"#);
     let expected =
@@ -123,6 +127,8 @@ fn impossible_values_are_refused_by_name() {
         assert!(message.starts_with(&format!("config.json: {field}: expected ")), "{message}");
     }
 }
+
+mod families;
 
 /// Frequencies equal those of transformers, from the same parameters as a checkpoint states them.
 #[test]

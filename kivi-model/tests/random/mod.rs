@@ -1,4 +1,4 @@
-//! Checkpoints whose weights are a formula: those of `golden/random-llama.json`, and small ones to try the engine on.
+//! Checkpoints whose weights are a formula: those of `golden/random-*.json`, and small ones to try the engine on.
 #![allow(dead_code)] // each test file uses a part
 
 use std::collections::BTreeMap;
@@ -28,9 +28,10 @@ pub fn noise(name: &str, i: u64) -> u64 {
 pub fn weight(name: &str, i: usize) -> f32 {
     let u = (noise(name, i as u64) >> 40) as f32;
     let t = (u / (1 << 24) as f32 - 0.5) * 2.0;
-    let wide = ["embed_tokens", "lm_head", "q_proj", "k_proj"];
+    let norms = ["norm.weight", "ln_f.weight", "ln_attn.weight", "ln_mlp.weight"];
+    let wide = ["embed", "lm_head", "q_proj", "k_proj", "query_key_value"];
     match name {
-        _ if name.ends_with("norm.weight") => 1.0 + 0.125 * t,
+        _ if norms.iter().any(|end| name.ends_with(end)) => 1.0 + 0.125 * t,
         _ if wide.iter().any(|part| name.contains(part)) => 0.5 * t,
         _ => 0.25 * t,
     }
@@ -71,7 +72,7 @@ fn safetensors(
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
 }
 
-/// Writes a case of `golden/random-llama.json`.
+/// Writes a case of `golden/random-*.json`.
 pub fn checkpoint(case: &Value) -> TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).expect("a file");
