@@ -55,6 +55,28 @@ fn bytes_are_those_of_the_formula() {
     }
 }
 
+/// With a window of 4,096 tokens in every layer, 32,768 tokens take what 4,096 take.
+#[test]
+fn what_left_a_window_takes_nothing() {
+    let (dir, whole) = (llama2_7b(), inspect(&llama2_7b(), &[]));
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["architectures"] = json!(["MistralForCausalLM"]);
+    config["model_type"] = json!("mistral");
+    config["num_key_value_heads"] = json!(32);
+    config["sliding_window"] = json!(4096);
+    config["rope_scaling"] = json!(null);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let found = inspect(&dir, &["-c", "32768"]);
+    for bits in [2, 4, 8, 16] {
+        for part in ["used_bytes", "allocated_bytes", "fp16_bytes", "scales_bytes"] {
+            assert_eq!(mib(&found, bits, part), mib(&whole, bits, part), "{bits} bits, {part}");
+        }
+    }
+    let text = kivi(&["inspect", dir.path().to_str().unwrap()]).ok().stdout;
+    assert!(text.contains("window         4,096 tokens in 32 of 32 layers"), "{text}");
+}
+
 #[test]
 fn group_size_decides_the_bits_per_element() {
     let dir = llama2_7b();

@@ -274,6 +274,13 @@ impl KiviConfig {
         packed.k.max(packed.v).div_ceil(self.page_tokens)
     }
 
+    /// Pages that a sequence of `len` tokens needs no more in a layer where a token sees `window` tokens, itself included: no
+    /// further token sees them, and all of them is packed.
+    pub fn pages_left(&self, window: usize, len: usize) -> usize {
+        let packed = self.packed(len);
+        (len + 1).saturating_sub(window).min(packed.k).min(packed.v) / self.page_tokens
+    }
+
     /// Rows of the residual ring of a sequence for keys and for values (0 at 16 bits).
     pub fn ring_rows(&self) -> Packed {
         let rows = |bits: Bits| if bits.is_quantized() { self.residual_length } else { 0 };

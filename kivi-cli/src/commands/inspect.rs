@@ -1,5 +1,6 @@
 //! `inspect`: says what a checkpoint is and what its cache takes. Weights are not loaded, only their headers.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
@@ -29,6 +30,8 @@ struct Inspection {
     vocab_size: usize,
     max_position_embeddings: usize,
     rope: String,
+    /// Tokens that a new token sees in each layer; `null` is all of them.
+    sliding_windows: Vec<Option<usize>>,
     tie_word_embeddings: bool,
     bos_token_id: Option<u32>,
     eos_token_ids: Vec<u32>,
@@ -108,6 +111,7 @@ fn inspect(source: &Source, args: &InspectArgs, cache: &KiviConfig) -> Result<In
         vocab_size: config.vocab_size,
         max_position_embeddings: config.max_position_embeddings,
         rope: if config.alibi { "none (ALiBi)".to_owned() } else { rope(&config.rope) },
+        sliding_windows: config.windows.clone(),
         tie_word_embeddings: config.tie_word_embeddings,
         bos_token_id: generation.bos_token_id,
         eos_token_ids: generation.eos_token_ids,
@@ -155,15 +159,20 @@ fn widths(args: &InspectArgs, model: &ModelConfig) -> Result<Vec<Setting>> {
 /// Bytes of the whole cache; `None` if their number is not one of this computer.
 fn bytes(layout: &PageLayout, args: &InspectArgs, model: &ModelConfig) -> Option<Size> {
     let tokens = args.ctx_size.unwrap_or(model.max_position_embeddings);
-    let head = CacheBytes::of_head(layout, tokens);
-    let heads = (model.n_layers as u64 * model.n_kv_heads as u64).checked_mul(args.batch_size as u64)?;
+    let (mut head, mut allocated) = (CacheBytes::default(), 0);
+    for window in &model.windows {
+        let left = window.map_or(0, |window| layout.config().pages_left(window, tokens));
+        head += CacheBytes::of_head_from(layout, left * layout.config().page_tokens(), tokens);
+        allocated += CacheBytes::allocated_by_head(layout, tokens) - left * layout.page_bytes();
+    }
+    let heads = (model.n_kv_heads as u64).checked_mul(args.batch_size as u64)?;
     let all = |bytes: usize| (bytes as u64).checked_mul(heads);
     Some(Size::Bytes {
         codes_bytes: all(head.codes)?,
         scales_bytes: all(head.scales)?,
         residual_bytes: all(head.residual)?,
         used_bytes: all(head.used())?,
-        allocated_bytes: all(CacheBytes::allocated_by_head(layout, tokens))?,
+        allocated_bytes: all(allocated)?,
         fp16_bytes: all(head.fp16)?,
         bits_per_element: head.bits_per_element(),
     })
@@ -189,6 +198,17 @@ fn rope(rope: &RopeConfig) -> String {
     format!("theta {}{scaling}", rope.theta)
 }
 
+/// The windows and how many layers have them; `None` if no layer has one.
+fn windows(of_layers: &[Option<usize>]) -> Option<String> {
+    let mut counts = BTreeMap::new();
+    of_layers.iter().flatten().for_each(|window| *counts.entry(*window).or_insert(0) += 1);
+    let all = of_layers.len();
+    let text = |(window, n): (&usize, &usize)| {
+        format!("{} tokens in {n} of {all} layers", thousands(*window as u64))
+    };
+    (!counts.is_empty()).then(|| counts.iter().map(text).collect::<Vec<_>>().join(", "))
+}
+
 fn text(of: &Inspection) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| writeln!(out, "{name:<14} {text}").expect("a string grows");
@@ -201,6 +221,9 @@ fn text(of: &Inspection) -> String {
     line("vocabulary", format!("{} tokens, embeddings {tied}", thousands(of.vocab_size as u64)));
     line("context", format!("{} tokens", thousands(of.max_position_embeddings as u64)));
     line("rope", of.rope.clone());
+    if let Some(window) = windows(&of.sliding_windows) {
+        line("window", window);
+    }
     let ids = |ids: &[u32]| match ids {
         [] => "none".to_owned(),
         ids => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),

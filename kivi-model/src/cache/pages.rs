@@ -119,10 +119,7 @@ impl Pool {
 
     /// Pages that have left the window when there are `len` tokens.
     pub fn left_at(&self, len: usize) -> usize {
-        let Some(window) = self.shape.window else { return 0 };
-        let config = self.shape.layout.config();
-        let packed = config.packed(len);
-        first_visible(len, window).min(packed.k).min(packed.v) / config.page_tokens()
+        self.shape.window.map_or(0, |window| self.shape.layout.config().pages_left(window, len))
     }
 
     /// Whether the pages that a sequence of `len` tokens reads or writes are still its own.
@@ -148,11 +145,6 @@ impl Pool {
     pub fn restored(&self, left: usize) -> SeqPages {
         SeqPages { table: vec![0; left], left }
     }
-}
-
-/// The first token that a new token after `len` others sees.
-fn first_visible(len: usize, window: usize) -> usize {
-    (len + 1).saturating_sub(window)
 }
 
 /// Most pages that a sequence has between steps: the window, or what is not packed on both sides yet, whichever is
