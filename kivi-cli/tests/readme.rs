@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{kivi, masked};
+use common::{kivi, kivi_in, masked};
 
 const README: &str = include_str!("../../README.md");
 
@@ -38,7 +38,8 @@ fn the_first_command_prints_what_is_shown() {
 fn every_command_runs() {
     let commands = commands();
     assert!(commands.len() >= 3, "{commands:?}");
-    commands.iter().for_each(|command| drop(kivi(command).ok()));
+    let dir = tempfile::tempdir().unwrap();
+    commands.iter().for_each(|command| drop(kivi_in(dir.path(), command, "Hello\n").ok()));
 }
 
 #[test]
@@ -50,9 +51,12 @@ fn the_table_of_inspect_is_the_one_shown() {
 
 #[test]
 fn every_flag_exists() {
-    let help = [["generate", "--help"], ["inspect", "--help"]].map(|args| kivi(&args).ok().stdout).concat();
-    let is_flag =
-        |word: &&str| word.starts_with("--kv-") || word.starts_with("--max-") || word.starts_with("--t");
+    let help = [["generate", "--help"], ["chat", "--help"], ["inspect", "--help"]]
+        .map(|args| kivi(&args).ok().stdout)
+        .concat();
+    let is_flag = |word: &&str| {
+        ["--kv-", "--max-", "--t", "--chat", "--save", "--load"].iter().any(|start| word.starts_with(start))
+    };
     let flags: BTreeSet<&str> =
         README.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').filter(is_flag).collect();
     assert!(flags.len() >= 4, "{flags:?}");

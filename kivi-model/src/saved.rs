@@ -108,7 +108,8 @@ impl SavedCache {
         &self.tokens
     }
 
-    /// Writes the file under a passing name beside it, and renames it when it is complete.
+    /// Writes the file under a passing name beside it, and renames it when it is complete. Where the system knows owners, it is
+    /// readable by its owner alone: it holds what was said.
     ///
     /// # Errors
     /// [`SavedError::Io`]; a file that was there before is as it was.
@@ -119,7 +120,7 @@ impl SavedCache {
             reason: clean(&reason.to_string()),
         };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = builder().tempfile_in(dir).map_err(|e| io(&e))?;
+        let temporary = tempfile::NamedTempFile::new_in(dir).map_err(|e| io(&e))?;
         let arrays = self.arrays();
         let mut metadata = self.header.metadata(self.state.layers.iter().map(|layer| layer.left));
         metadata.insert(CACHED.into(), self.state.len.to_string());
@@ -188,15 +189,6 @@ impl SavedCache {
         let fit = self.tokens.iter().all(|token| (*token as usize) < vocab_size);
         if fit { Ok(()) } else { Err(Mismatch::Arrays) }
     }
-}
-
-/// Makes files that others may read, as far as the user lets them.
-fn builder() -> tempfile::Builder<'static, 'static> {
-    #[allow(unused_mut)] // elsewhere there is nothing to set
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder
 }
 
 fn array(layer: usize, name: &str) -> String {

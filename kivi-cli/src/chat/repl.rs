@@ -74,8 +74,14 @@ fn take<B: Backend>(session: &mut Session<'_, B>, line: &str) -> Result<ControlF
         "/clear" => session.clear(),
         "/stats" => eprint!("{}", session.stats()),
         "/help" => eprintln!("{HELP}"),
-        "/save" => session.save(file()?)?,
-        "/load" => session.load(file()?)?,
+        "/save" => {
+            session.save(file()?)?;
+            eprintln!("saved");
+        }
+        "/load" => {
+            session.load(file()?)?;
+            eprintln!("loaded");
+        }
         other if other.starts_with('/') => {
             anyhow::bail!("{other}: no such command; /help lists them");
         }

@@ -30,7 +30,13 @@ pub fn kivi<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Ran {
 
 /// Runs the program with this on standard input.
 pub fn kivi_with<S: AsRef<std::ffi::OsStr>>(args: &[S], stdin: impl Into<Vec<u8>>) -> Ran {
+    kivi_in(Path::new("."), args, stdin)
+}
+
+/// Runs the program in this directory.
+pub fn kivi_in<S: AsRef<std::ffi::OsStr>>(dir: &Path, args: &[S], stdin: impl Into<Vec<u8>>) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kivi-cli"));
+    command.current_dir(dir);
     command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").timeout(Duration::from_secs(120));
     let start = Instant::now();
     let output = command.args(args).write_stdin(stdin).output().unwrap();
