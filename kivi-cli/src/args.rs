@@ -33,6 +33,9 @@ pub enum Command {
     /// Talk with a model, line by line
     #[command(after_help = CHAT_HELP)]
     Chat(Box<ChatArgs>),
+    /// Say what 2 bits cost on a text: perplexity, and divergence from a 16-bit cache
+    #[command(after_help = PERPLEXITY_HELP)]
+    Perplexity(Box<PerplexityArgs>),
     /// Say what a checkpoint is, and what its cache takes, without loading its weights
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
@@ -54,6 +57,14 @@ Ctrl-D or /exit the program; /help lists the other commands.
 Examples:
   kivi-cli chat -m Qwen2.5-0.5B-Instruct --system \"Answer in one sentence.\"
   echo \"What is 2 + 2?\" | kivi-cli chat -n 20";
+
+const PERPLEXITY_HELP: &str = "\
+The first part of a window is read as a prompt; then each token is scored and taken, one a step, over the quantized cache that \
+decoding sees. docs/quality.md has the protocol and what the columns mean.
+
+Examples:
+  kivi-cli perplexity -f story.txt
+  kivi-cli perplexity -m Llama-3.2-1B -f wiki.txt -c 4096 --kv-bits 16,4,4:2,2 --limit 20 --json";
 
 const INSPECT_HELP: &str = "\
 Examples:
@@ -130,10 +141,10 @@ pub struct TemplateArgs {
     pub chat_template: Option<PathBuf>,
 }
 
-/// Where and how to compute.
+/// Where to compute.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Run")]
-pub struct RunArgs {
+pub struct DeviceArgs {
     /// Where to compute: auto or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto", hide_possible_values = true)]
     pub device: Device,
@@ -141,10 +152,63 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = values::threads,
           allow_negative_numbers = true)]
     pub threads: usize,
+}
+
+/// Where and how to compute.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Prompt tokens of one step; longer prompts are cut, and later parts see a packed past
     #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = values::tokens,
           allow_negative_numbers = true)]
     pub max_num_batched_tokens: usize,
+}
+
+/// Arguments of `perplexity`.
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Text to score; `-` reads standard input
+    #[arg(short, long, value_name = "PATH", help_heading = "Text")]
+    pub file: PathBuf,
+    /// Tokens of a window [default: 2048, or the model's context]
+    #[arg(short, long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Text",
+          allow_negative_numbers = true)]
+    pub ctx_size: Option<usize>,
+    /// Tokens from one window to the next: the last so many of each are scored [default: half a window]
+    #[arg(long, value_name = "TOKENS", value_parser = values::tokens, help_heading = "Text",
+          allow_negative_numbers = true)]
+    pub stride: Option<usize>,
+    /// Windows to score [default: all]
+    #[arg(long, value_name = "N", value_parser = values::tokens, help_heading = "Text",
+          allow_negative_numbers = true)]
+    pub limit: Option<usize>,
+    /// Bits of keys and values of each setting, as `16,4,4:2`; all are compared with 16, which need not be named
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "16,8,4,2",
+        value_delimiter = ',',
+        help_heading = "Cache",
+        allow_negative_numbers = true
+    )]
+    pub kv_bits: Vec<KvBits>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub layers: LayerArgs,
+    /// Windows at a time
+    #[arg(short, long, value_name = "N", default_value_t = 8, value_parser = values::sequences, help_heading = "Run",
+          allow_negative_numbers = true)]
+    pub batch_size: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object
+    #[arg(long, help_heading = "Run")]
+    pub json: bool,
 }
 
 /// Arguments of `inspect`.

@@ -47,8 +47,9 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
     }
     let command = std::env::args_os().nth(1);
-    let known =
-        ["generate", "chat", "inspect"].into_iter().find(|name| command.as_deref() == Some(name.as_ref()));
+    let known = ["generate", "chat", "perplexity", "inspect"]
+        .into_iter()
+        .find(|name| command.as_deref() == Some(name.as_ref()));
     let help = known.map_or("kivi-cli --help".to_owned(), |name| format!("kivi-cli {name} --help"));
     eprintln!("{}; see {help}", one_line(&first_part(&error.to_string())));
     ExitCode::from(2)

@@ -25,7 +25,7 @@ use clap::Parser;
 use kivi_kernels_ref::Cpu;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, Device, RunArgs};
+use crate::args::{Cli, Command, Device, DeviceArgs};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -47,18 +47,22 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Generate(args) => {
-            let backend = backend(&args.run)?;
+            let backend = backend(&args.run.device)?;
             commands::generate::run(&backend, args, cli.quiet)
         }
         Command::Chat(args) => {
-            let backend = backend(&args.run)?;
+            let backend = backend(&args.run.device)?;
             commands::chat::run(&backend, args, cli.quiet)
+        }
+        Command::Perplexity(args) => {
+            let backend = backend(&args.device)?;
+            commands::perplexity::run(&backend, args, cli.quiet)
         }
     }
 }
 
 /// The backend that a command asks for: the only place that knows which there are.
-fn backend(args: &RunArgs) -> anyhow::Result<Cpu<f32>> {
+fn backend(args: &DeviceArgs) -> anyhow::Result<Cpu<f32>> {
     match args.device {
         Device::Auto | Device::Cpu => start_threads(args.threads).map(|()| Cpu::new()),
     }

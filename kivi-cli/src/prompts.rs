@@ -83,6 +83,15 @@ impl Prompt {
     }
 }
 
+/// Reads the text of a file, or of standard input where that is `-`.
+pub fn read_text(path: &Path) -> Result<String> {
+    let prompt = if path == Path::new("-") { read_stdin()? } else { read_file(path)? };
+    match prompt.content {
+        Content::Text(text) => Ok(text),
+        Content::Ids(_) => bail!("{}: has no text", prompt.label),
+    }
+}
+
 /// Reads all prompts; without any, standard input is one unless it is a terminal, or there is a text to continue without one.
 pub fn read(args: &PromptArgs, has_past: bool) -> Result<Vec<Prompt>> {
     let from_stdin = args.prompt.iter().filter(|text| *text == "-").count()

@@ -69,12 +69,7 @@ impl Timings {
 
 /// What the caches of some texts took together.
 pub fn cache_use<'a>(texts: impl Iterator<Item = &'a Generation>) -> CacheUse {
-    texts.map(|text| text.cache).fold(CacheUse::default(), |sum, cache| CacheUse {
-        used: sum.used + cache.used,
-        allocated: sum.allocated + cache.allocated,
-        tokens: sum.tokens + cache.tokens,
-        reused: sum.reused + cache.reused,
-    })
+    texts.map(|text| text.cache).fold(CacheUse::default(), |a, b| a + b)
 }
 
 /// The statistics, one line a topic.
@@ -125,7 +120,7 @@ pub fn cache_line(policy: &CachePolicy, cache: &CacheUse) -> String {
 }
 
 /// The settings of all layers, and those of layers that have others.
-fn settings(policy: &CachePolicy) -> String {
+pub fn settings(policy: &CachePolicy) -> String {
     let mut out = policy.base().to_string();
     let mut others: Vec<(KiviConfig, Vec<String>)> = Vec::new();
     for (layer, config) in policy.overrides() {

@@ -15,6 +15,7 @@ mod llama;
 mod loader;
 mod map;
 pub mod model;
+pub mod perplexity;
 pub mod policy;
 pub mod rope;
 pub mod sampler;

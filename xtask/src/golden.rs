@@ -31,7 +31,12 @@ pub fn run(args: &Args) -> Result<()> {
     let python = python()?;
     check_packages(python)?;
 
-    for (script, model) in [("golden.py", Some(&model)), ("tokens.py", Some(&model)), ("chat.py", None)] {
+    for (script, model) in [
+        ("golden.py", Some(&model)),
+        ("perplexity.py", Some(&model)),
+        ("tokens.py", Some(&model)),
+        ("chat.py", None),
+    ] {
         let mut command = Command::new(python);
         command.arg(scripts.join(script)).arg("--out").arg(&out);
         if let Some(model) = model {

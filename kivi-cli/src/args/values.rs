@@ -9,6 +9,9 @@ use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 /// More tokens than any model's context: a larger number is a slip.
 pub const MAX_TOKENS: usize = 1 << 24;
 
+/// More sequences at a time than this are a slip.
+const MAX_SEQUENCES: usize = 1 << 16;
+
 /// More threads than this are a slip, too.
 const MAX_THREADS: usize = 1024;
 
@@ -69,6 +72,11 @@ impl FromStr for LayerList {
 /// A number of tokens, or of anything else there is at least one of.
 pub fn tokens(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_TOKENS)
+}
+
+/// A number of sequences at a time.
+pub fn sequences(text: &str) -> Result<usize, String> {
+    whole(text, 1..=MAX_SEQUENCES)
 }
 
 /// A number of first tokens.

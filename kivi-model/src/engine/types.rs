@@ -100,6 +100,20 @@ pub struct CacheUse {
     pub reused: usize,
 }
 
+impl std::ops::Add for CacheUse {
+    type Output = Self;
+
+    /// What two sequences take together.
+    fn add(self, other: Self) -> Self {
+        Self {
+            used: self.used + other.used,
+            allocated: self.allocated + other.allocated,
+            tokens: self.tokens + other.tokens,
+            reused: self.reused + other.reused,
+        }
+    }
+}
+
 /// What happened to a sequence in a step.
 #[derive(Clone, Debug)]
 pub enum Event {
