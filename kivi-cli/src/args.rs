@@ -114,12 +114,18 @@ pub struct InspectArgs {
 /// Which model.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Checkpoint directory in the Hugging Face layout [default: the built-in kivi-tiny]
-    #[arg(value_name = "DIR", conflicts_with = "model")]
+    /// Checkpoint directory in the Hugging Face layout, or ORG/NAME of the hub [default: the built-in kivi-tiny]
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub dir: Option<PathBuf>,
     /// The same, as a flag
-    #[arg(short, long, value_name = "DIR", alias = "model-id")]
+    #[arg(short, long, value_name = "MODEL", alias = "model-id")]
     pub model: Option<PathBuf>,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "REV", value_parser = crate::hub_name::revision)]
+    pub revision: Option<String>,
+    /// Use of the hub what was downloaded before (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// What to continue.

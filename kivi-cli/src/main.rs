@@ -5,6 +5,9 @@ mod args;
 mod commands;
 mod failure;
 mod format;
+#[cfg(feature = "hub")]
+mod hub;
+mod hub_name;
 mod json;
 mod memory;
 mod model_source;
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
 /// Runs a command on the backend that it asks for: the only place that knows which there are.
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
-        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Inspect(args) => commands::inspect::run(args, cli.quiet),
         Command::Generate(args) => match args.device {
             Device::Auto | Device::Cpu => {
                 start_threads(args.threads)?;

@@ -31,7 +31,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     let (k_bits, v_bits) = settings::bits(&args.bits);
     let cache = settings::cache(&args.cache, k_bits, v_bits)?;
     model_source::refuse_prompt(&args.model)?;
-    let source = model_source::open(&args.model)?;
+    let source = model_source::open(&args.model, !quiet)?;
     let prompts = prompts::read(&args.prompts, args.files.load_cache.is_some())?;
     check_files(&args.files, prompts.len())?;
 
