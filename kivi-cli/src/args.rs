@@ -56,6 +56,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub prompts: PromptArgs,
     #[command(flatten)]
+    pub batch: BatchArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub bits: BitsArgs,
@@ -141,6 +143,26 @@ pub struct PromptArgs {
     /// Token ids to continue, as `1,2,3`; nothing is added to them. May be repeated
     #[arg(long, value_name = "IDS")]
     pub prompt_ids: Vec<PromptIds>,
+}
+
+/// Prompts that `generate` runs at a time of a batch file.
+pub const DEFAULT_BATCH: usize = 16;
+
+/// Many prompts, in a file.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Batch file")]
+pub struct BatchArgs {
+    /// JSON lines with `prompt` or `prompt_ids`; may have id, max_tokens, stop, seed, temperature
+    #[arg(long, value_name = "PATH", requires = "out",
+          conflicts_with_all = ["prompt", "file", "prompt_ids", "load_cache", "save_cache", "json"])]
+    pub batch_file: Option<PathBuf>,
+    /// JSON lines with the results, as they are complete; the same command again goes on
+    #[arg(long, value_name = "PATH", requires = "batch_file")]
+    pub out: Option<PathBuf>,
+    /// Prompts that run at a time [default: 16]
+    #[arg(long, value_name = "N", value_parser = values::batch_size, requires = "batch_file",
+          allow_negative_numbers = true)]
+    pub batch_size: Option<usize>,
 }
 
 /// How tokens are chosen, and when to end.

@@ -1,4 +1,5 @@
 //! What each subcommand does.
 
+pub mod batch;
 pub mod generate;
 pub mod inspect;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::sizing::MAX_SEQS;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 
 /// More tokens than any model's context: a larger number is a slip.
@@ -69,6 +70,11 @@ impl FromStr for LayerList {
 /// A number of tokens, or of anything else there is at least one of.
 pub fn tokens(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_TOKENS)
+}
+
+/// A number of prompts that run at a time.
+pub fn batch_size(text: &str) -> Result<usize, String> {
+    whole(text, 1..=MAX_SEQS)
 }
 
 /// A number of first tokens.

@@ -27,6 +27,13 @@ use crate::{json, model_source, policy, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and statistics out.
 pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<()> {
+    if let (Some(file), Some(out)) = (&args.batch.batch_file, &args.batch.out) {
+        return super::batch::run(backend, args, file, out, quiet);
+    }
+    if args.batch.out.is_some() || args.batch.batch_size.is_some() {
+        // Clap asks for no flag that another one given forbids.
+        return Err(Usage("--out and --batch-size: expected --batch-file with them".into()).into());
+    }
     settings::check_text(&args.sampling)?;
     let (k_bits, v_bits) = settings::bits(&args.bits);
     let cache = settings::cache(&args.cache, k_bits, v_bits)?;
@@ -185,7 +192,7 @@ fn requests(
 }
 
 /// Loads the weights; returns their bytes too.
-fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<(Model<B>, u64)> {
+pub fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<(Model<B>, u64)> {
     let bar = output::bar(progress, "loading the model", "{msg} {bar:30} {bytes}/{total_bytes}");
     let mut weights_bytes = 0;
     let model = Model::load(backend, source, &mut |done, total| {
@@ -198,7 +205,7 @@ fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<(Mod
 }
 
 /// Why there is no engine, with the file at fault or what to ask less of.
-fn not_made<E: KernelError>(error: EngineError<E>, config_file: &str) -> anyhow::Error {
+pub fn not_made<E: KernelError>(error: EngineError<E>, config_file: &str) -> anyhow::Error {
     match error {
         EngineError::Config(error) => anyhow!("{config_file}: {error}"),
         EngineError::Device(error) if error.kind() == ErrorKind::OutOfMemory => anyhow!(
