@@ -83,6 +83,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub template: TemplateArgs,
     #[command(flatten)]
+    pub batch: BatchArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub bits: BitsArgs,
@@ -201,7 +203,7 @@ pub struct PerplexityArgs {
     #[command(flatten)]
     pub layers: LayerArgs,
     /// Windows at a time
-    #[arg(short, long, value_name = "N", default_value_t = 8, value_parser = values::sequences, help_heading = "Run",
+    #[arg(short, long, value_name = "N", default_value_t = 8, value_parser = values::batch_size, help_heading = "Run",
           allow_negative_numbers = true)]
     pub batch_size: usize,
     #[command(flatten)]
@@ -234,12 +236,18 @@ pub struct InspectArgs {
 /// Which model.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Checkpoint directory in the Hugging Face layout [default: the built-in kivi-tiny]
-    #[arg(value_name = "DIR", conflicts_with = "model")]
+    /// Checkpoint directory in the Hugging Face layout, or ORG/NAME of the hub [default: the built-in kivi-tiny]
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub dir: Option<PathBuf>,
     /// The same, as a flag
-    #[arg(short, long, value_name = "DIR", alias = "model-id")]
+    #[arg(short, long, value_name = "MODEL", alias = "model-id")]
     pub model: Option<PathBuf>,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "REV", value_parser = crate::hub_name::revision)]
+    pub revision: Option<String>,
+    /// Use of the hub what was downloaded before (also HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// What to continue.
@@ -255,6 +263,26 @@ pub struct PromptArgs {
     /// Token ids to continue, as `1,2,3`; nothing is added to them. May be repeated
     #[arg(long, value_name = "IDS")]
     pub prompt_ids: Vec<PromptIds>,
+}
+
+/// Prompts that `generate` runs at a time of a batch file.
+pub const DEFAULT_BATCH: usize = 16;
+
+/// Many prompts, in a file.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Batch file")]
+pub struct BatchArgs {
+    /// JSON lines with `prompt` or `prompt_ids`; may have id, max_tokens, stop, seed, temperature
+    #[arg(long, value_name = "PATH", requires = "out",
+          conflicts_with_all = ["prompt", "file", "prompt_ids", "load_cache", "save_cache", "json"])]
+    pub batch_file: Option<PathBuf>,
+    /// JSON lines with the results, as they are complete; the same command again goes on
+    #[arg(long, value_name = "PATH", requires = "batch_file")]
+    pub out: Option<PathBuf>,
+    /// Prompts that run at a time [default: 16]
+    #[arg(long, value_name = "N", value_parser = values::batch_size, requires = "batch_file",
+          allow_negative_numbers = true)]
+    pub batch_size: Option<usize>,
 }
 
 /// How tokens are chosen, and when to end.

@@ -1,5 +1,6 @@
 //! What each subcommand does.
 
+pub mod batch;
 pub mod chat;
 pub mod generate;
 pub mod inspect;

@@ -2,10 +2,14 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod batch;
 mod chat;
 mod commands;
 mod failure;
 mod format;
+#[cfg(feature = "hub")]
+mod hub;
+mod hub_name;
 mod json;
 mod memory;
 mod model_source;
@@ -45,7 +49,7 @@ fn main() -> ExitCode {
 /// Runs a command on the backend that it asks for.
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
-        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Inspect(args) => commands::inspect::run(args, cli.quiet),
         Command::Generate(args) => {
             let backend = backend(&args.run.device)?;
             commands::generate::run(&backend, args, cli.quiet)

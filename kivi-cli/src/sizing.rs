@@ -5,7 +5,7 @@ use kivi_model::policy::CachePolicy;
 use kivi_quant::KiviConfig;
 
 /// Prompts that run at a time; further ones wait for a free place.
-const MAX_SEQS: usize = 256;
+pub const MAX_SEQS: usize = 256;
 
 /// Sizes an engine for prompts of these lengths. The pool holds every sequence that can run at a time to its end,
 /// so none fails for want of pages.

@@ -320,3 +320,9 @@ fn sizes_that_no_computer_has() {
     let args = ["inspect", checkpoint.path(), "-c", "16777216", "-b", "16777216"];
     kivi(&args).fails(1, &["--batch-size", "too many to count"]);
 }
+
+#[cfg(not(feature = "hub"))]
+#[test]
+fn a_build_without_the_hub_says_so() {
+    kivi(&["inspect", "org/tiny"]).fails(1, &["org/tiny", "no hub support", "give a directory"]);
+}

@@ -8,10 +8,11 @@ use common::{kivi, kivi_in, masked};
 
 const README: &str = include_str!("../../README.md");
 
-/// The arguments of the README's commands, without those that need a checkpoint or a file.
+/// The arguments of the README's commands, without those that need a checkpoint, a hub or a file.
 fn commands() -> Vec<Vec<String>> {
     let lines = README.lines().filter_map(|line| line.strip_prefix("cargo run --release -p kivi-cli -- "));
-    lines.filter(|line| !line.contains("DIR") && !line.contains(".txt")).map(words).collect()
+    let needs = ["DIR", "ORG/NAME", ".txt", ".jsonl"];
+    lines.filter(|line| !needs.iter().any(|word| line.contains(word))).map(words).collect()
 }
 
 /// A command line cut at its blanks, but for those between double quotes.

@@ -31,10 +31,12 @@ pub use message::Message;
 use minijinja::Environment;
 pub use minijinja::Value;
 use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
 pub use tokens::SpecialTokens;
 
 use crate::error::LoadError;
 use crate::json::Fields;
+use crate::saved::hex;
 use crate::source::Source;
 use dates::{Clock, system_clock};
 
@@ -61,6 +63,7 @@ pub struct ChatTemplate {
     file: String,
     env: Environment<'static>,
     tokens: SpecialTokens,
+    fingerprint: String,
 }
 
 impl ChatTemplate {
@@ -100,7 +103,13 @@ impl ChatTemplate {
             env.add_template_owned(NAME, text)?;
             Ok(env)
         })?;
-        Ok(ChatTemplate { file, env, tokens })
+        let fingerprint = hex(&Sha256::digest(template.as_bytes()));
+        Ok(ChatTemplate { file, env, tokens, fingerprint })
+    }
+
+    /// What tells it from other templates: SHA-256 of its text, as hexadecimal digits.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// The same template at a time that stands still, for `strftime_now`.

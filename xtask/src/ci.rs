@@ -33,6 +33,10 @@ const STEPS: &[Step] = &[
         ..Step::new("doc", "doc --release --locked --workspace --all-features --no-deps")
     },
     Step::new("no_std", "check --release --locked -p kivi-quant --no-default-features"),
+    Step::new(
+        "no_hub",
+        "clippy --release --locked -p kivi-cli --all-targets --no-default-features -- -D warnings",
+    ),
     Step::new("test", "test --release --locked --workspace --all-features"),
     Step::new("compile-kernels", "xtask test-kernels --compile-only"),
     Step::new("emulate-kernels", "xtask test-kernels --emulate --random 4"),

@@ -4,13 +4,11 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::sizing::MAX_SEQS;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 
 /// More tokens than any model's context: a larger number is a slip.
 pub const MAX_TOKENS: usize = 1 << 24;
-
-/// More sequences at a time than this are a slip.
-const MAX_SEQUENCES: usize = 1 << 16;
 
 /// More threads than this are a slip, too.
 const MAX_THREADS: usize = 1024;
@@ -74,9 +72,9 @@ pub fn tokens(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_TOKENS)
 }
 
-/// A number of sequences at a time.
-pub fn sequences(text: &str) -> Result<usize, String> {
-    whole(text, 1..=MAX_SEQUENCES)
+/// A number of prompts that run at a time.
+pub fn batch_size(text: &str) -> Result<usize, String> {
+    whole(text, 1..=MAX_SEQS)
 }
 
 /// A number of first tokens.

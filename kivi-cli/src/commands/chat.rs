@@ -17,7 +17,7 @@ pub fn run<B: Backend>(backend: &B, args: &ChatArgs, quiet: bool) -> Result<()> 
     settings::check_text(&args.sampling)?;
     let (k_bits, v_bits) = settings::bits(&args.bits);
     let cache = settings::cache(&args.cache, k_bits, v_bits)?;
-    let source = model_source::open(&args.model)?;
+    let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
     let context = settings::context(args.ctx_size, &config)?;
     let recommended = GenerationConfig::load(&source, &config)?;

@@ -28,11 +28,18 @@ use crate::{json, model_source, policy, setup, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and statistics out.
 pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<()> {
+    if let (Some(file), Some(out)) = (&args.batch.batch_file, &args.batch.out) {
+        return super::batch::run(backend, args, file, out, quiet);
+    }
+    if args.batch.out.is_some() || args.batch.batch_size.is_some() {
+        // Clap asks for no flag that another one given forbids.
+        return Err(Usage("--out and --batch-size: expected --batch-file with them".into()).into());
+    }
     settings::check_text(&args.sampling)?;
     let (k_bits, v_bits) = settings::bits(&args.bits);
     let cache = settings::cache(&args.cache, k_bits, v_bits)?;
     model_source::refuse_prompt(&args.model)?;
-    let source = model_source::open(&args.model)?;
+    let source = model_source::open(&args.model, !quiet)?;
     let prompts = prompts::read(&args.prompts, args.files.load_cache.is_some())?;
     check_files(&args.files, prompts.len())?;
 

@@ -85,10 +85,10 @@ enum Size {
     },
 }
 
-/// Runs the command.
-pub fn run(args: &InspectArgs) -> Result<()> {
+/// Runs the command; `quiet` hides the progress of a download.
+pub fn run(args: &InspectArgs, quiet: bool) -> Result<()> {
     let cache = settings::cache(&args.cache, Bits::B16, Bits::B16)?;
-    let source = model_source::open(&args.model)?;
+    let source = model_source::open(&args.model, !quiet)?;
     let inspection = inspect(&source, args, &cache)?;
     if args.json {
         return output::write(&(serde_json::to_string_pretty(&inspection)? + "\n"));

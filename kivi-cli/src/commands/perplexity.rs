@@ -53,7 +53,7 @@ struct Setting {
 
 /// Runs the command on `backend`; `quiet` leaves progress out.
 pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Result<()> {
-    let source = model_source::open(&args.model)?;
+    let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
     let context = settings::context(None, &config)?;
     let ctx_size = args.ctx_size.unwrap_or(CTX_SIZE.min(context.tokens));

@@ -1,6 +1,9 @@
 //! Runs of the program, and checkpoints to damage.
 #![allow(dead_code)] // Each test binary uses a part.
 
+#[cfg(feature = "hub")]
+pub mod hub;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,10 +39,15 @@ pub fn kivi_with<S: AsRef<std::ffi::OsStr>>(args: &[S], stdin: impl Into<Vec<u8>
 /// Runs the program in this directory.
 pub fn kivi_in<S: AsRef<std::ffi::OsStr>>(dir: &Path, args: &[S], stdin: impl Into<Vec<u8>>) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kivi-cli"));
-    command.current_dir(dir);
+    command.current_dir(dir).args(args);
+    run(command, stdin)
+}
+
+/// Runs the program as it is set up.
+pub fn run(mut command: Command, stdin: impl Into<Vec<u8>>) -> Ran {
     command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").timeout(Duration::from_secs(120));
     let start = Instant::now();
-    let output = command.args(args).write_stdin(stdin).output().unwrap();
+    let output = command.write_stdin(stdin).output().unwrap();
     Ran {
         stdout: String::from_utf8(output.stdout).expect("standard output is UTF-8"),
         stderr: String::from_utf8(output.stderr).expect("standard error is UTF-8"),
