@@ -13,6 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::args::MAX_TOKENS;
+use crate::format;
 use crate::prompts::{Content, Prompt};
 
 /// The longest line.
@@ -73,8 +74,7 @@ pub struct Lines {
 impl Lines {
     /// Opens a batch file at its beginning.
     pub fn open(path: &Path) -> Result<Self> {
-        let label: String =
-            path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let label = format::path(path);
         let meta = std::fs::metadata(path).with_context(|| format!("{label}: cannot be opened"))?;
         if !meta.is_file() {
             bail!("{label}: is not a regular file; a batch file is read twice, so write it to one");

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::failure::Usage;
+use crate::format::path as name;
 
 /// What results depend on: those of a run that goes on must be the same.
 pub type Settings = BTreeMap<String, Value>;
@@ -193,9 +194,4 @@ fn note_path(out: &Path) -> PathBuf {
     let mut path: OsString = out.into();
     path.push(".run");
     path.into()
-}
-
-/// A path as messages name it.
-fn name(path: &Path) -> String {
-    path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
