@@ -36,6 +36,8 @@ pub enum Command {
     /// Say what 2 bits cost on a text: perplexity, and divergence from a 16-bit cache
     #[command(after_help = PERPLEXITY_HELP)]
     Perplexity(Box<PerplexityArgs>),
+    /// Say what a cache costs on a task
+    Eval(Box<EvalArgs>),
     /// Say what a checkpoint is, and what its cache takes, without loading its weights
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
@@ -65,6 +67,13 @@ decoding sees. docs/quality.md has the protocol and what the columns mean.
 Examples:
   kivi-cli perplexity -f story.txt
   kivi-cli perplexity -m Llama-3.2-1B -f wiki.txt -c 4096 --kv-bits 16,4,4:2,2 --limit 20 --json";
+
+const PASSKEY_HELP: &str = "\
+The whole prompt is read in full precision, as any prompt; the answer is made over the quantized cache. It is right if it has the \
+number.
+
+Examples:
+  kivi-cli eval passkey --lengths 2000 --kv-bits 2 --out answers.jsonl";
 
 const INSPECT_HELP: &str = "\
 Examples:
@@ -204,6 +213,66 @@ pub struct PerplexityArgs {
     pub layers: LayerArgs,
     /// Windows at a time
     #[arg(short, long, value_name = "N", default_value_t = 8, value_parser = values::batch_size, help_heading = "Run",
+          allow_negative_numbers = true)]
+    pub batch_size: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object
+    #[arg(long, help_heading = "Run")]
+    pub json: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The task
+    #[command(subcommand)]
+    pub task: EvalTask,
+}
+
+/// A task.
+#[derive(Debug, Subcommand)]
+pub enum EvalTask {
+    /// Find a number of five digits that is hidden in a long text
+    #[command(after_help = PASSKEY_HELP)]
+    Passkey(PasskeyArgs),
+}
+
+/// Arguments of `eval passkey`.
+#[derive(Debug, Args)]
+pub struct PasskeyArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens of the prompts, at most
+    #[arg(long, value_name = "LIST", default_value = "500,2000,7900", value_delimiter = ',',
+          value_parser = values::tokens, help_heading = "Task", allow_negative_numbers = true)]
+    pub lengths: Vec<usize>,
+    /// Places of the number in a text
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = values::depths, help_heading = "Task",
+          allow_negative_numbers = true)]
+    pub depths: usize,
+    /// Prompts of each length and place
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = values::batch_size, help_heading = "Task",
+          allow_negative_numbers = true)]
+    pub trials: usize,
+    /// The same seed hides the same numbers
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::seed, help_heading = "Task",
+          allow_negative_numbers = true)]
+    pub seed: u64,
+    /// The first so many prompts only
+    #[arg(long, value_name = "N", value_parser = values::tokens, help_heading = "Task", allow_negative_numbers = true)]
+    pub limit: Option<usize>,
+    /// JSON lines with the answers; the same command again goes on
+    #[arg(long, value_name = "PATH", help_heading = "Task")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub bits: BitsArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub layers: LayerArgs,
+    /// Prompts at a time
+    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = values::batch_size, help_heading = "Run",
           allow_negative_numbers = true)]
     pub batch_size: usize,
     #[command(flatten)]

@@ -5,6 +5,7 @@ mod args;
 mod batch;
 mod chat;
 mod commands;
+mod eval;
 mod failure;
 mod format;
 #[cfg(feature = "hub")]
@@ -29,7 +30,7 @@ use clap::Parser;
 use kivi_kernels_ref::Cpu;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, Device, DeviceArgs};
+use crate::args::{Cli, Command, Device, DeviceArgs, EvalTask};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -57,6 +58,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Chat(args) => {
             let backend = backend(&args.run.device)?;
             commands::chat::run(&backend, args, cli.quiet)
+        }
+        Command::Eval(args) => {
+            let EvalTask::Passkey(task) = &args.task;
+            let backend = backend(&task.device)?;
+            commands::eval::run(&backend, &args.task, cli.quiet)
         }
         Command::Perplexity(args) => {
             let backend = backend(&args.device)?;

@@ -10,6 +10,9 @@ use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 /// More tokens than any model's context: a larger number is a slip.
 pub const MAX_TOKENS: usize = 1 << 24;
 
+/// Places are counted in thousandths.
+const MAX_DEPTHS: usize = 500;
+
 /// More threads than this are a slip, too.
 const MAX_THREADS: usize = 1024;
 
@@ -75,6 +78,11 @@ pub fn tokens(text: &str) -> Result<usize, String> {
 /// A number of prompts that run at a time.
 pub fn batch_size(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_SEQS)
+}
+
+/// A number of places in a text.
+pub fn depths(text: &str) -> Result<usize, String> {
+    whole(text, 1..=MAX_DEPTHS)
 }
 
 /// A number of first tokens.

@@ -10,7 +10,7 @@ use kivi_model::stop::StopStrings;
 use kivi_model::tokenizer::{StreamDecoder, Tokenizer};
 use serde_json::Value;
 
-use super::input::{Line, Lines};
+use super::input::Line;
 use super::results::{ResultLine, Results};
 use crate::settings::ContextLimits;
 
@@ -97,8 +97,8 @@ pub struct Driver<'a, 'b, B: Backend> {
 }
 
 impl<B: Backend> Driver<'_, '_, B> {
-    /// Runs every line that is not done.
-    pub fn run(mut self, lines: &mut Lines) -> Result<Done> {
+    /// Runs every line that is not done; `lines` gives them one by one.
+    pub fn run(mut self, lines: &mut dyn FnMut() -> Result<Option<Line>>) -> Result<Done> {
         let mut done = Done::default();
         let mut running = Vec::new();
         let mut next = self.next(lines, &mut done)?;
@@ -126,8 +126,12 @@ impl<B: Backend> Driver<'_, '_, B> {
     }
 
     /// The next line that is to run, with its tokens.
-    fn next(&mut self, lines: &mut Lines, done: &mut Done) -> Result<Option<(Line, Vec<u32>)>> {
-        while let Some(line) = lines.next()? {
+    fn next(
+        &mut self,
+        lines: &mut dyn FnMut() -> Result<Option<Line>>,
+        done: &mut Done,
+    ) -> Result<Option<(Line, Vec<u32>)>> {
+        while let Some(line) = lines()? {
             if self.results.done.contains(&line.id.to_string()) {
                 continue;
             }

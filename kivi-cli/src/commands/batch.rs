@@ -133,7 +133,8 @@ impl Plan {
             results,
             bar: bar.clone(),
         };
-        let done = driver.run(&mut Lines::open(file)?);
+        let mut lines = Lines::open(file)?;
+        let done = driver.run(&mut || lines.next());
         bar.finish_and_clear();
         done
     }

@@ -1,0 +1,3 @@
+//! Tasks of `eval`: prompts, and what a right answer is.
+
+pub mod passkey;
