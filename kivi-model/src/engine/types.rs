@@ -100,6 +100,17 @@ pub struct CacheUse {
     pub reused: usize,
 }
 
+/// The pages of the layers that share a page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageUse {
+    /// Pages that nobody has.
+    pub free: usize,
+    /// Pages of running, waiting and kept texts.
+    pub owned: usize,
+    /// All of them.
+    pub all: usize,
+}
+
 /// What happened to a sequence in a step.
 #[derive(Clone, Debug)]
 pub enum Event {
