@@ -108,7 +108,8 @@ impl SavedCache {
         &self.tokens
     }
 
-    /// Writes the file under a passing name beside it, and renames it when it is complete.
+    /// Writes the file under a passing name beside it, and renames it when it is complete. What is there and is no regular
+    /// file, such as a device, is not replaced.
     ///
     /// # Errors
     /// [`SavedError::Io`]; a file that was there before is as it was.
@@ -119,7 +120,15 @@ impl SavedCache {
             reason: clean(&reason.to_string()),
         };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = builder().tempfile_in(dir).map_err(|e| io(&e))?;
+        if !dir.is_dir() {
+            return Err(io(&format!("{}: no such directory", dir.display())));
+        }
+        // A device would be replaced by the file.
+        if path.exists() && !path.is_file() {
+            return Err(io(&"it is not a regular file"));
+        }
+        // The kind alone: the library's text names the passing file.
+        let temporary = builder().tempfile_in(dir).map_err(|e| io(&e.kind()))?;
         let arrays = self.arrays();
         let mut metadata = self.header.metadata(self.state.layers.iter().map(|layer| layer.left));
         metadata.insert(CACHED.into(), self.state.len.to_string());
@@ -132,7 +141,10 @@ impl SavedCache {
         );
         let views = arrays.iter().map(|(name, words)| (name.as_str(), Words([words.len()], words)));
         safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(|e| io(&e))?;
-        File::open(temporary.path()).and_then(|file| file.sync_all()).map_err(|e| io(&e))?;
+        // The library has put a file of its own in the place of ours, which only its owner may read.
+        let permissions = temporary.as_file().metadata().map_err(|e| io(&e))?.permissions();
+        let file = File::open(temporary.path()).map_err(|e| io(&e))?;
+        file.set_permissions(permissions).and_then(|()| file.sync_all()).map_err(|e| io(&e))?;
         temporary.persist(path).map_err(|e| io(&e.error))?;
         Ok(())
     }
