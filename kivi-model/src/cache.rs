@@ -13,6 +13,7 @@ use crate::policy::CachePolicy;
 use crate::rope::RopeScaling;
 use pages::{Pool, SeqPages};
 
+pub use pages::pages_left;
 pub(crate) use rewind::Snapshot;
 pub use transfer::{LayerState, SequenceState};
 

@@ -404,15 +404,22 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Runs the tokens of sequence `i` once more, alone and over an unquantized cache, and says after which part
     /// of the model a value is not finite first.
     fn first_not_finite(&self, i: usize) -> Result<String, StepError<B::Error>> {
+        const WEIGHTS: &str = "the weights are damaged or overflow";
         let found = self.model.first_not_finite(
             self.backend,
             &self.running[i].tokens,
             self.config.cache.base().kv_dtype(),
         )?;
         Ok(match found {
-            Some(0) => "the embedding is the first part whose output is not".to_owned(),
-            Some(layer) => format!("layer {} is the first whose output is not", layer - 1),
-            None => "every layer's output is finite, the output head's is not".to_owned(),
+            Some(0) => format!("the embedding is the first part whose output is not; {WEIGHTS}"),
+            Some(part) if part > self.model.config().n_layers => {
+                format!("every layer's output is finite, the output head's is not; {WEIGHTS}")
+            }
+            Some(part) => format!("layer {} is the first whose output is not; {WEIGHTS}", part - 1),
+            None => {
+                "they are over a cache that is not quantized; what is in this one is damaged or overflows"
+                    .to_owned()
+            }
         })
     }
 }

@@ -1,8 +1,10 @@
 //! `inspect`: says what a checkpoint is and what its cache takes. Weights are not loaded, only their headers.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
+use kivi_model::cache::pages_left;
 use kivi_model::config::ModelConfig;
 use kivi_model::generation_config::GenerationConfig;
 use kivi_model::rope::{RopeConfig, RopeScaling};
@@ -28,6 +30,9 @@ struct Inspection {
     head_dim: usize,
     vocab_size: usize,
     max_position_embeddings: usize,
+    /// Of each layer; absent if none has one.
+    #[serde(skip_serializing_if = "no_window")]
+    windows: Vec<Option<usize>>,
     rope: String,
     tie_word_embeddings: bool,
     bos_token_id: Option<u32>,
@@ -107,6 +112,7 @@ fn inspect(source: &Source, args: &InspectArgs, cache: &KiviConfig) -> Result<In
         head_dim: config.head_dim,
         vocab_size: config.vocab_size,
         max_position_embeddings: config.max_position_embeddings,
+        windows: config.windows.clone(),
         rope: if config.alibi { "none (ALiBi)".to_owned() } else { rope(&config.rope) },
         tie_word_embeddings: config.tie_word_embeddings,
         bos_token_id: generation.bos_token_id,
@@ -155,18 +161,44 @@ fn widths(args: &InspectArgs, model: &ModelConfig) -> Result<Vec<Setting>> {
 /// Bytes of the whole cache; `None` if their number is not one of this computer.
 fn bytes(layout: &PageLayout, args: &InspectArgs, model: &ModelConfig) -> Option<Size> {
     let tokens = args.ctx_size.unwrap_or(model.max_position_embeddings);
-    let head = CacheBytes::of_head(layout, tokens);
-    let heads = (model.n_layers as u64 * model.n_kv_heads as u64).checked_mul(args.batch_size as u64)?;
-    let all = |bytes: usize| (bytes as u64).checked_mul(heads);
+    let config = layout.config();
+    // Codes, scales, residual, allocated, fp16.
+    let mut sums = [0; 5];
+    for window in &model.windows {
+        let left = window.map_or(0, |window| pages_left(config, window, tokens));
+        let head = CacheBytes::of_head_from(layout, left * config.page_tokens(), tokens);
+        let pages = config.pages(tokens) - left;
+        let allocated = pages * layout.page_bytes() + CacheBytes::outside_pages(layout);
+        let parts = [head.codes, head.scales, head.residual, allocated, head.fp16];
+        for (sum, bytes) in sums.iter_mut().zip(parts) {
+            let heads = (model.n_kv_heads as u64).checked_mul(args.batch_size as u64)?;
+            *sum = u64::checked_add(*sum, heads.checked_mul(bytes as u64)?)?;
+        }
+    }
+    let [codes_bytes, scales_bytes, residual_bytes, allocated_bytes, fp16_bytes] = sums;
+    let used_bytes = codes_bytes.checked_add(scales_bytes)?.checked_add(residual_bytes)?;
+    let bits_per_element = 16.0 * used_bytes as f64 / fp16_bytes as f64;
     Some(Size::Bytes {
-        codes_bytes: all(head.codes)?,
-        scales_bytes: all(head.scales)?,
-        residual_bytes: all(head.residual)?,
-        used_bytes: all(head.used())?,
-        allocated_bytes: all(CacheBytes::allocated_by_head(layout, tokens))?,
-        fp16_bytes: all(head.fp16)?,
-        bits_per_element: head.bits_per_element(),
+        codes_bytes,
+        scales_bytes,
+        residual_bytes,
+        used_bytes,
+        allocated_bytes,
+        fp16_bytes,
+        bits_per_element,
     })
+}
+
+fn no_window(windows: &[Option<usize>]) -> bool {
+    windows.iter().all(Option::is_none)
+}
+
+/// The windows of a model and how many layers have them.
+fn windows(of: &[Option<usize>]) -> String {
+    let mut counts = BTreeMap::new();
+    of.iter().flatten().for_each(|window| *counts.entry(*window).or_insert(0usize) += 1);
+    let part = |(window, n)| format!("{} tokens in {n} of {} layers", thousands(window as u64), of.len());
+    counts.into_iter().map(part).collect::<Vec<_>>().join(", ")
 }
 
 fn rope(rope: &RopeConfig) -> String {
@@ -200,6 +232,9 @@ fn text(of: &Inspection) -> String {
     let tied = if of.tie_word_embeddings { "tied" } else { "untied" };
     line("vocabulary", format!("{} tokens, embeddings {tied}", thousands(of.vocab_size as u64)));
     line("context", format!("{} tokens", thousands(of.max_position_embeddings as u64)));
+    if !no_window(&of.windows) {
+        line("window", windows(&of.windows));
+    }
     line("rope", of.rope.clone());
     let ids = |ids: &[u32]| match ids {
         [] => "none".to_owned(),

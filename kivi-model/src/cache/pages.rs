@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use kivi_quant::PageLayout;
+use kivi_quant::{KiviConfig, PageLayout};
 
 use super::{CacheSizes, GroupShape};
 
@@ -119,10 +119,7 @@ impl Pool {
 
     /// Pages that have left the window when there are `len` tokens.
     pub fn left_at(&self, len: usize) -> usize {
-        let Some(window) = self.shape.window else { return 0 };
-        let config = self.shape.layout.config();
-        let packed = config.packed(len);
-        first_visible(len, window).min(packed.k).min(packed.v) / config.page_tokens()
+        self.shape.window.map_or(0, |window| pages_left(self.shape.layout.config(), window, len))
     }
 
     /// Whether the pages that a sequence of `len` tokens reads or writes are still its own.
@@ -162,6 +159,13 @@ impl Pool {
     pub fn restored(&self, left: usize) -> SeqPages {
         SeqPages { table: vec![0; left], left }
     }
+}
+
+/// Pages of a layer that nobody needs any more when a sequence has `len` tokens, since a new token sees `window` of them, itself
+/// included. They hold packed tokens alone, and are free for others.
+pub fn pages_left(config: &KiviConfig, window: usize, len: usize) -> usize {
+    let packed = config.packed(len);
+    first_visible(len, window).min(packed.k).min(packed.v) / config.page_tokens()
 }
 
 /// The first token that a new token after `len` others sees.

@@ -203,9 +203,9 @@ pub enum SequenceError {
         kept: usize,
     },
     /// The model computed NaN or infinity.
-    #[error("logits are not finite: {place}; the weights are damaged or overflow")]
+    #[error("logits are not finite: {place}")]
     NotFinite {
-        /// Where it shows first.
+        /// Where it shows first, and what that means.
         place: String,
     },
 }
