@@ -65,11 +65,11 @@ fn five_turns_are_as_one_prompt_and_compute_what_is_new() {
         let first = usize::from(system.is_some());
         assert_eq!(said.len(), first + 10);
         let template = ChatTemplate::load(&Source::Dir(tiny_dir())).unwrap().unwrap();
-        for turn in 0..5 {
+        for (turn, question) in QUESTIONS.iter().enumerate() {
             let answer = first + 2 * turn + 1;
             assert_eq!(
                 (said[answer - 1].role.as_str(), said[answer - 1].content.as_str()),
-                ("user", QUESTIONS[turn])
+                ("user", *question)
             );
             assert_eq!(said[answer].content, in_one_prompt(&said, &template, answer, &flags), "turn {turn}");
             assert!(ran.stdout.contains(&said[answer].content));

@@ -248,8 +248,8 @@ fn a_text_that_starts_again_has_room_for_all_of_it() {
     turn(&mut kept, &some("r", 160), 2, Some(id));
 }
 
-/// Where a key is rotated by the length that its text has by then, what was longer than the trained context is of no use to a text
-/// that begins alike and is not.
+/// Where a key is rotated by the length that its text has by then, what was longer than the trained context is of no use
+/// to a text that begins alike and is not.
 #[test]
 fn keys_of_longer_texts_are_not_those_of_shorter_ones() {
     let backend = Cpu::<f32>::new();

@@ -39,9 +39,13 @@ pub struct Request {
     pub want_logits: bool,
     /// A text that was kept: as much of its cache is used as its tokens are those of the prompt and can be restored
     /// exactly, and the rest of the prompt is computed. It is gone then; this request can keep its own.
+    ///
+    /// With dynamic rotary scaling, keys that are used stay rotated for the length that their text had, as those of a text that
+    /// grows do.
     pub past: Option<SeqId>,
-    /// Whether the cache stays when the text ends or is cancelled, as the `past` of another request; it has its place until then, or
-    /// until [`super::Engine::forget`].
+    /// Whether the cache stays when the text ends or is cancelled, as the `past` of another request; it has its place until
+    /// then, or until [`super::Engine::forget`]. A text that fails is not kept, but for [`SequenceError::NoRoom`]: that
+    /// leaves the request's `past` as it was, under the request's id, whether `keep` is set or not.
     pub keep: bool,
 }
 
