@@ -74,6 +74,11 @@ impl<'a, B: Backend> Session<'a, B> {
         messages.push(Message::new("user", text));
         let rendered = self.template.render(&messages, true)?;
         let prompt = self.tokenizer.encode(&rendered, false)?;
+        if prompt.is_empty() {
+            bail!(
+                "the chat template makes no text of the conversation; give another by --chat-template FILE"
+            );
+        }
         let ContextLimits { tokens, .. } = self.context;
         if prompt.len() >= tokens {
             let n = prompt.len();
@@ -84,12 +89,14 @@ impl<'a, B: Backend> Session<'a, B> {
         let before = self.past.and_then(|past| self.engine.kept_tokens(past)).unwrap_or_default();
         let common = before.iter().zip(&prompt).take_while(|(x, y)| x == y).count();
         let request = TextRequest { request: self.request(prompt), stop: self.answers.stop.clone() };
-        let mut texts =
+        let texts =
             generate(&mut self.engine, &self.tokenizer, vec![request], &mut |progress| match progress {
                 Progress::Text { text, .. } => on_text(text),
                 Progress::Step { .. } => on_text(""),
-            })?;
-        let answer = texts.pop().context("no answer")?;
+            });
+        // What failed may have taken the text with it; then it is computed again.
+        self.past = self.past.filter(|past| self.engine.kept_tokens(*past).is_some());
+        let answer = texts?.pop().context("no answer")?;
         self.past = self.engine.kept_tokens(answer.id).map(|_| answer.id);
         let cached = self.last.as_ref().map_or(0, |turn| turn.cache.tokens);
         self.last = Some(Turn::new(&answer, cached, common));

@@ -209,3 +209,28 @@ fn an_interrupt_ends_the_answer_and_not_the_program() {
     let n: usize = generated.split_whitespace().nth(1).unwrap().replace(',', "").parse().unwrap();
     assert!(n < 7000, "{generated}");
 }
+
+#[test]
+fn a_template_that_makes_no_text_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("empty.jinja");
+    std::fs::write(&template, "").unwrap();
+    chat(&["--chat-template", template.to_str().unwrap()], &["Hello"])
+        .fails(1, &["the chat template makes no text of the conversation", "--chat-template FILE"]);
+}
+
+#[test]
+fn a_conversation_is_not_saved_in_the_place_of_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().display();
+    for (file, why) in [
+        (format!("{dir}"), format!("error: {dir}: cannot be written: it is not a regular file\n")),
+        (
+            format!("{dir}/absent/chat"),
+            format!("error: {dir}/absent/chat: cannot be written: {dir}/absent: no such directory\n"),
+        ),
+    ] {
+        let ran = chat(&["-n", "2"], &["Hello", &format!("/save {file}")]);
+        assert_eq!((ran.code, ran.stderr), (1, why));
+    }
+}

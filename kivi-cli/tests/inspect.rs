@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{kivi, safetensors};
+use common::{Checkpoint, generate_json, kivi, safetensors};
 use serde_json::{Value, json};
 
 /// A checkpoint of the shape of Llama-2-7B, without its weights.
@@ -119,4 +119,29 @@ fn the_built_in_model() {
 #[test]
 fn help() {
     insta::assert_snapshot!(kivi(&["inspect", "--help"]).ok().stdout);
+}
+
+/// What left a window takes nothing, and is not counted.
+#[test]
+fn a_window_bounds_the_cache() {
+    let windowed = Checkpoint::new();
+    windowed.edit("config.json", |config| {
+        config["architectures"] = json!(["MistralForCausalLM"]);
+        config["model_type"] = json!("mistral");
+        config["sliding_window"] = json!(256);
+    });
+    let dir = windowed.path();
+    let ids = (0..1500).map(|i| (i % 4000).to_string()).collect::<Vec<_>>().join(",");
+    for bits in [2, 16] {
+        let found = kivi(&["inspect", "--json", dir, "-c", "1500", "--kv-residual", "32"]).ok().json();
+        let args = ["--model", dir, "--prompt-ids", &ids, "-n", "1", "--kv-residual", "32"];
+        let run = generate_json(&[&args[..], &["--kv-bits", &bits.to_string()]].concat());
+        let size = |part: &str| (mib(&found, bits, part) * f64::from(1 << 20)) as u64;
+        for part in ["used_bytes", "allocated_bytes", "fp16_bytes"] {
+            assert_eq!(run["kv_cache"][part], size(part), "{bits} bits, {part}");
+        }
+        assert_eq!(found["windows"][0], 256);
+    }
+    let text = kivi(&["inspect", dir]).ok().stdout;
+    assert!(text.lines().any(|line| line.starts_with("window         256 tokens in ")), "{text}");
 }

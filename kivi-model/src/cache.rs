@@ -8,7 +8,9 @@ use kivi_kernels::{Backend, GroupStep, KvLayer, StepError, ops};
 use kivi_quant::{CacheBytes, ConfigError, KiviConfig, PageLayout};
 
 use crate::config::ModelConfig;
+use crate::engine::PageUse;
 use crate::policy::CachePolicy;
+use crate::rope::RopeScaling;
 use pages::{Pool, SeqPages};
 
 pub(crate) use rewind::Snapshot;
@@ -28,6 +30,9 @@ pub(crate) struct CacheShape {
     pub groups: Vec<GroupShape>,
     pub of_layer: Vec<usize>,
     pub n_kv_heads: usize,
+    /// Texts up to this length have keys that are rotated alike; those of a longer one depend on its length in the step that
+    /// computed them.
+    pub rotated_alike: usize,
 }
 
 impl CacheShape {
@@ -44,7 +49,11 @@ impl CacheShape {
             }
             of_layer.push(group);
         }
-        Ok(Self { groups, of_layer, n_kv_heads: model.n_kv_heads })
+        let rotated_alike = match model.rope.scaling {
+            RopeScaling::Dynamic { max_position_embeddings, .. } => max_position_embeddings,
+            _ => usize::MAX,
+        };
+        Ok(Self { groups, of_layer, n_kv_heads: model.n_kv_heads, rotated_alike })
     }
 
     /// Settings of each group.
@@ -111,12 +120,16 @@ impl<B: Backend> KvCache<B> {
         Some(SeqCache { slot, len: 0, pages: vec![SeqPages::default(); self.pools.len()] })
     }
 
-    /// Whether the pools are free enough for `seq`, or an empty sequence, to grow to `len` tokens.
-    pub fn has_room(&self, seq: Option<&SeqCache>, len: usize) -> bool {
-        let none = SeqPages::default();
-        let of = |g: usize| seq.map_or(&none, |seq| &seq.pages[g]);
-        let from = seq.map_or(0, |seq| seq.len);
-        self.pools.iter().enumerate().all(|(g, pool)| pool.missing(of(g), from, len) <= pool.n_free())
+    /// Whether there is a slot for a new sequence, and pages for it to grow to `len` tokens.
+    pub fn has_room(&self, len: usize) -> bool {
+        let pages = SeqPages::default();
+        !self.free_slots.is_empty() && self.pools.iter().all(|pool| pool.has_room_from(&pages, 0, len))
+    }
+
+    /// Whether there are pages for `seq` to go back to `from` tokens and to grow to `len`.
+    pub fn has_room_from(&self, seq: &SeqCache, from: usize, len: usize) -> bool {
+        let mut pools = self.pools.iter().zip(&seq.pages);
+        pools.all(|(pool, pages)| pool.has_room_from(pages, from, len))
     }
 
     /// Whether a sequence of `len` tokens fits the pools at all.
@@ -127,7 +140,8 @@ impl<B: Backend> KvCache<B> {
     /// Hands out the pages that `seq` needs to hold `len` tokens, or, where a window frees pages as it moves, those of the
     /// next step; false, and nothing changed, if there are too few.
     pub fn reserve(&mut self, seq: &mut SeqCache, len: usize) -> bool {
-        if !self.has_room(Some(seq), len) {
+        let mut pools = self.pools.iter().zip(&seq.pages);
+        if !pools.all(|(pool, pages)| pool.missing(pages, seq.len, len) <= pool.n_free()) {
             return false;
         }
         for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
@@ -178,6 +192,13 @@ impl<B: Backend> KvCache<B> {
             packed_next: group.layout.config().packed(seq.len + n_new),
         };
         groups.map(step).collect()
+    }
+
+    /// The pages of each group, where `seqs` are all sequences that there are.
+    pub(crate) fn page_use<'a>(&self, seqs: impl Iterator<Item = &'a SeqCache> + Clone) -> Vec<PageUse> {
+        let owned = |g: usize| seqs.clone().map(|seq| seq.pages[g].n_owned()).sum();
+        let pools = self.pools.iter().enumerate();
+        pools.map(|(g, pool)| PageUse { free: pool.n_free(), owned: owned(g), all: pool.n_pages() }).collect()
     }
 
     /// Bytes that `seq` uses.

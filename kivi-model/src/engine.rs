@@ -14,8 +14,8 @@ mod types;
 
 use kept::Kept;
 pub use types::{
-    CacheUse, EngineConfig, EngineError, Event, FinishReason, Request, RestoreError, SeqId, SequenceError,
-    SubmitError,
+    CacheUse, EngineConfig, EngineError, Event, FinishReason, PageUse, Request, RestoreError, SeqId,
+    SequenceError, SubmitError,
 };
 
 struct Sequence {
@@ -163,6 +163,13 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.running.iter().map(|seq| seq.cache.len.min(seq.request.prompt.len())).sum()
     }
 
+    /// The pages of each group of layers with equal settings and window.
+    pub fn page_use(&self) -> Vec<PageUse> {
+        let running = self.running.iter().map(|seq| &seq.cache);
+        let waiting = self.waiting.iter().filter_map(|waiting| waiting.past.as_ref());
+        self.cache.page_use(running.chain(waiting.chain(self.kept.values()).map(|kept| &kept.cache)))
+    }
+
     /// What the cache holds of a running or a kept request ([`KvCache::state`]); `None` if there is no such request.
     ///
     /// # Errors
@@ -211,20 +218,23 @@ impl<'a, B: Backend> Engine<'a, B> {
                 return Ok(());
             }
         }
-        while let Some(next) = self.waiting.front() {
-            let past = next.past.as_ref().map(|past| &past.cache);
-            if !self.cache.has_room(past, next.request.prompt.len()) {
-                return Ok(());
-            }
-            let new = if past.is_none() { self.cache.open() } else { None };
-            if past.is_none() && new.is_none() {
-                return Ok(());
-            }
-            let Some(Waiting { id, request, past }) = self.waiting.pop_front() else { return Ok(()) };
-            let Some(past) = past.or(new.map(Kept::new)) else { return Ok(()) };
+        while let Some(place) = self.next_to_begin() {
+            let Some(Waiting { id, request, past }) = self.waiting.remove(place) else { return Ok(()) };
+            let Some(past) = past.or_else(|| self.cache.open().map(Kept::new)) else { return Ok(()) };
             self.start(id, request, past)?;
         }
         Ok(())
+    }
+
+    /// The place of the waiting request that can begin: the first one, or, when nothing runs that would make room for it,
+    /// another, whose past may be what is in its way.
+    fn next_to_begin(&self) -> Option<usize> {
+        let n = if self.running.is_empty() { self.waiting.len() } else { self.waiting.len().min(1) };
+        let can_begin = |Waiting { request, past, .. }: &Waiting| match past {
+            Some(past) => past.has_room(&self.cache, &request.prompt),
+            None => self.cache.has_room(request.prompt.len()),
+        };
+        self.waiting.iter().take(n).position(can_begin)
     }
 
     /// Lets a request run, on what its past has of its prompt.
@@ -232,7 +242,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let reused = past.rewind_to(self.backend, &mut self.cache, &request.prompt)?;
         let Kept { mut cache, mut snapshots, .. } = past;
         let reserved = self.cache.reserve(&mut cache, request.prompt.len());
-        debug_assert!(reserved, "has_room");
+        debug_assert!(reserved, "next_to_begin");
         snapshots.clear();
         if request.keep && reused > 0 {
             snapshots.push(self.cache.snapshot(self.backend, &cache)?);
@@ -394,15 +404,22 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Runs the tokens of sequence `i` once more, alone and over an unquantized cache, and says after which part
     /// of the model a value is not finite first.
     fn first_not_finite(&self, i: usize) -> Result<String, StepError<B::Error>> {
+        const WEIGHTS: &str = "the weights are damaged or overflow";
         let found = self.model.first_not_finite(
             self.backend,
             &self.running[i].tokens,
             self.config.cache.base().kv_dtype(),
         )?;
         Ok(match found {
-            Some(0) => "the embedding is the first part whose output is not".to_owned(),
-            Some(layer) => format!("layer {} is the first whose output is not", layer - 1),
-            None => "every layer's output is finite, the output head's is not".to_owned(),
+            Some(0) => format!("the embedding is the first part whose output is not; {WEIGHTS}"),
+            Some(part) if part > self.model.config().n_layers => {
+                format!("every layer's output is finite, the output head's is not; {WEIGHTS}")
+            }
+            Some(part) => format!("layer {} is the first whose output is not; {WEIGHTS}", part - 1),
+            None => {
+                "they are over a cache that is not quantized; what is in this one is damaged or overflows"
+                    .to_owned()
+            }
         })
     }
 }

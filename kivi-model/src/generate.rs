@@ -95,8 +95,8 @@ struct Running {
 /// are left are cancelled ([`FinishReason::Cancelled`]) and the run ends.
 ///
 /// # Errors
-/// A request is refused (nothing has run then), or the device fails. A sequence that fails does not end the run:
-/// its [`Generation::end`] says why.
+/// A request is refused (nothing has run then), the tokenizer fails (no request is kept then), or the device fails. A
+/// sequence that fails does not end the run: its [`Generation::end`] says why.
 pub fn generate<B: Backend>(
     engine: &mut Engine<'_, B>,
     tokenizer: &Tokenizer,
@@ -108,7 +108,11 @@ pub fn generate<B: Backend>(
     let prompt_total = running.iter().map(|r| r.generation.prompt_tokens).sum();
     while !engine.is_idle() {
         for event in engine.step()? {
-            if handle(engine, &mut running, event, start, on_progress)?.is_break() {
+            let handled = handle(engine, &mut running, event, start, on_progress);
+            if handled.is_err() {
+                drop_all(engine, &running);
+            }
+            if handled?.is_break() {
                 return cancel(engine, running, start);
             }
         }
@@ -141,6 +145,14 @@ fn submit<B: Backend>(
         };
     }
     Ok(running)
+}
+
+/// Ends all requests and keeps none: nobody will know their ids.
+fn drop_all<B: Backend>(engine: &mut Engine<'_, B>, running: &[Running]) {
+    for Running { id, .. } in running {
+        engine.cancel(*id);
+        engine.forget(*id);
+    }
 }
 
 /// Ends the requests that are not complete.

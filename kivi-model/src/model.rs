@@ -199,7 +199,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// Runs `tokens` alone, unquantized over rows of `kv_dtype`, and says after which part a value is not finite first: 0 for the
-    /// embedding, `i + 1` for layer `i`.
+    /// embedding, `i + 1` for layer `i`, one more than the last layer's for the output head.
     pub(crate) fn first_not_finite(
         &self,
         backend: &B,
@@ -230,6 +230,11 @@ impl<B: Backend> Model<B> {
             }
             Ok(())
         })?;
+        if first.is_none() {
+            let mut logits = vec![B::Act::from_f64(0.0); self.config.vocab_size];
+            backend.read(&ws.logits, 0, &mut logits)?;
+            first = logits.iter().any(|x| !x.to_f64().is_finite()).then_some(self.layers.len() + 1);
+        }
         Ok(first)
     }
 

@@ -108,8 +108,8 @@ impl SavedCache {
         &self.tokens
     }
 
-    /// Writes the file under a passing name beside it, and renames it when it is complete. Where the system knows owners, it is
-    /// readable by its owner alone: it holds what was said.
+    /// Writes the file under a passing name beside it, and renames it when it is complete. What is there and is no regular
+    /// file, such as a device, is not replaced.
     ///
     /// # Errors
     /// [`SavedError::Io`]; a file that was there before is as it was.
@@ -120,7 +120,15 @@ impl SavedCache {
             reason: clean(&reason.to_string()),
         };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::NamedTempFile::new_in(dir).map_err(|e| io(&e))?;
+        if !dir.is_dir() {
+            return Err(io(&format!("{}: no such directory", dir.display())));
+        }
+        // A device would be replaced by the file.
+        if path.exists() && !path.is_file() {
+            return Err(io(&"it is not a regular file"));
+        }
+        // The kind alone: the library's text names the passing file.
+        let temporary = builder().tempfile_in(dir).map_err(|e| io(&e.kind()))?;
         let arrays = self.arrays();
         let mut metadata = self.header.metadata(self.state.layers.iter().map(|layer| layer.left));
         metadata.insert(CACHED.into(), self.state.len.to_string());
@@ -133,7 +141,10 @@ impl SavedCache {
         );
         let views = arrays.iter().map(|(name, words)| (name.as_str(), Words([words.len()], words)));
         safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(|e| io(&e))?;
-        File::open(temporary.path()).and_then(|file| file.sync_all()).map_err(|e| io(&e))?;
+        // The library has put a file of its own in the place of ours, which only its owner may read.
+        let permissions = temporary.as_file().metadata().map_err(|e| io(&e))?.permissions();
+        let file = File::open(temporary.path()).map_err(|e| io(&e))?;
+        file.set_permissions(permissions).and_then(|()| file.sync_all()).map_err(|e| io(&e))?;
         temporary.persist(path).map_err(|e| io(&e.error))?;
         Ok(())
     }
@@ -189,6 +200,15 @@ impl SavedCache {
         let fit = self.tokens.iter().all(|token| (*token as usize) < vocab_size);
         if fit { Ok(()) } else { Err(Mismatch::Arrays) }
     }
+}
+
+/// Makes files that others may read, as far as the user lets them.
+fn builder() -> tempfile::Builder<'static, 'static> {
+    #[allow(unused_mut)] // elsewhere there is nothing to set
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
 }
 
 fn array(layer: usize, name: &str) -> String {

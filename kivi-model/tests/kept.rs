@@ -4,11 +4,13 @@ mod models;
 mod random;
 
 use kivi_kernels_ref::Cpu;
-use kivi_model::engine::{CacheUse, Engine, Event, Request, SeqId, SequenceError, SubmitError};
+use kivi_model::engine::{
+    CacheUse, Engine, EngineConfig, Event, PageUse, Request, SeqId, SequenceError, SubmitError,
+};
 use kivi_model::model::Model;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
-use models::{cache, config, request};
-use random::{SMALL, tokens};
+use models::{cache, config, golden, request};
+use random::{SMALL, checkpoint, load, tokens};
 
 type CpuEngine<'a> = Engine<'a, Cpu<f32>>;
 
@@ -192,4 +194,76 @@ fn a_past_must_be_there_and_must_not_be_in_the_way() {
     let dropped = kept.submit(with(Some(running), false)).expect("a good request");
     kept.cancel(dropped).expect("it waits");
     turn(&mut kept, &some("p", 60), 5, None);
+}
+
+/// A model of `golden/random-families.json`.
+fn family(backend: &Cpu<f32>, name: &str) -> Model<Cpu<f32>> {
+    let golden = golden("random-families.json");
+    let case = golden["cases"].as_array().expect("cases").iter().find(|case| case["name"] == name);
+    load(backend, checkpoint(case.expect("a case")).path())
+}
+
+/// Runs all that there is, and tells what failed.
+fn failures(engine: &mut CpuEngine<'_>) -> Vec<(SeqId, SequenceError)> {
+    let mut failures = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step().expect("the CPU does not fail") {
+            if let Event::Failed { id, error } = event {
+                failures.push((id, error));
+            }
+        }
+    }
+    failures
+}
+
+/// A text that waits behind one that cannot begin, and has what that lacks, goes first.
+#[test]
+fn a_text_that_waits_for_the_next_ones_past_does_not_fail() {
+    let backend = Cpu::<f32>::new();
+    let model = SMALL.load(&backend);
+    let mut kept = engine(&backend, &model, two_bits(32));
+    let first = turn(&mut kept, &some("p", 50), 5, None);
+    kept.submit(request(&some("q", 60), 5)).expect("it has to wait");
+    kept.submit(Request { past: Some(first.id), ..request(&some("p", 60), 5) }).expect("a good request");
+    assert_eq!(failures(&mut kept), []);
+}
+
+/// Behind a window, a text that begins otherwise needs its first pages once more: it waits for them, or is told that kept
+/// texts have them, and its past is still there.
+#[test]
+fn a_text_that_starts_again_has_room_for_all_of_it() {
+    let backend = Cpu::<f32>::new();
+    let model = family(&backend, "mistral-window-in-prompt");
+    let cache = cache(16, 16).with_page_tokens(32).expect("a valid page");
+    let mut kept = Engine::new(&backend, &model, EngineConfig { pool_tokens: 192, ..config(cache, 170, 2) })
+        .expect("an engine");
+    let first = turn(&mut kept, &some("p", 100), 2, None);
+    let other = turn(&mut kept, &some("q", 100), 2, None);
+    assert_eq!(kept.page_use(), [PageUse { free: 2, owned: 4, all: 6 }]);
+    let again = |past| Request { past, keep: true, ..request(&some("r", 160), 2) };
+    let id = kept.submit(again(Some(first.id))).expect("a good request");
+    assert_eq!(failures(&mut kept), [(id, SequenceError::NoRoom { kept: 2 })]);
+    assert_eq!(kept.kept_tokens(id).map(<[u32]>::len), Some(102));
+    assert!(kept.forget(other.id));
+    turn(&mut kept, &some("r", 160), 2, Some(id));
+}
+
+/// Where a key is rotated by the length that its text has by then, what was longer than the trained context is of no use
+/// to a text that begins alike and is not.
+#[test]
+fn keys_of_longer_texts_are_not_those_of_shorter_ones() {
+    let backend = Cpu::<f32>::new();
+    let model = family(&backend, "falcon-7b-dynamic");
+    for (prompt, answer, common, reused) in [(60, 5, 40, 0), (30, 30, 45, 30), (30, 15, 40, 40)] {
+        let mut kept = engine(&backend, &model, cache(16, 16));
+        let first = turn(&mut kept, &some("p", prompt), answer, None);
+        let mut other = kept.kept_tokens(first.id).expect("kept")[..common].to_vec();
+        other.extend([(kept.kept_tokens(first.id).expect("kept")[common] + 1) % 64, 3]);
+        let alone = turn(&mut engine(&backend, &model, cache(16, 16)), &other, 9, None);
+        let found = turn(&mut kept, &other, 9, Some(first.id));
+        assert_eq!((found.cache.reused, found.tokens), (reused, alone.tokens));
+        for (found, alone) in found.logits.iter().flatten().zip(alone.logits.iter().flatten()) {
+            assert!((found - alone).abs() < 1e-4, "{found} is not {alone}");
+        }
+    }
 }

@@ -185,6 +185,22 @@ fn a_file_that_cannot_be_written_leaves_what_was_there() {
     std::fs::create_dir(dir.path().join("taken")).expect("a directory");
     std::fs::write(dir.path().join("taken/file"), "x").expect("a file");
     saved.write(&dir.path().join("taken")).expect_err("a directory is in the way");
+    #[cfg(unix)] // what is no regular file, and neither read nor replaced
+    {
+        let socket = dir.path().join("socket");
+        let _listens = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        let error = saved.write(&socket).expect_err("something else is in the way");
+        assert!(error.to_string().ends_with("cannot be written: it is not a regular file"), "{error}");
+        assert!(!socket.is_file());
+        SavedCache::read(&socket).expect_err("no file");
+        std::fs::remove_file(&socket).expect("it is ours");
+    }
+    #[cfg(unix)] // readable by whom any new file is
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| std::fs::metadata(path).expect("a file").permissions().mode();
+        assert_eq!(mode(&path), mode(&dir.path().join("taken/file")));
+    }
     let names = || std::fs::read_dir(dir.path()).expect("a directory").count();
     assert_eq!(names(), 2, "no passing file is left");
     saved.write(&path).expect("over the old one");

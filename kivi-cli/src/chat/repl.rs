@@ -1,11 +1,11 @@
 //! The loop of `chat`: reads lines, runs commands, prints answers.
 
-use std::io::{IsTerminal, stdin};
+use std::io::{ErrorKind, IsTerminal, stdin};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use kivi_kernels::Backend;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -45,6 +45,11 @@ pub fn run<B: Backend>(session: &mut Session<'_, B>, quiet: bool) -> Result<()> 
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => continue,
             Err(ReadlineError::Eof) => break,
+            // Typed by mistake: no reason to lose the conversation.
+            Err(ReadlineError::Io(error)) if terminal && error.kind() == ErrorKind::InvalidData => {
+                failure::report(&anyhow!("the line: expected UTF-8 text, found other bytes"));
+                continue;
+            }
             Err(error) => return Err(Error::new(error).context("standard input: cannot be read")),
         };
         let _ = editor.add_history_entry(line.as_str()); // Without a history one types again.

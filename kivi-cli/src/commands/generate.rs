@@ -72,16 +72,13 @@ fn check_files(files: &CacheFileArgs, prompts: usize) -> Result<()> {
     }
     let Some(file) = &files.save_cache else { return Ok(()) };
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if file.is_dir() || !dir.is_dir() {
-        let (found, dir) =
-            if file.is_dir() { ("a directory", file.as_path()) } else { ("no such directory", dir) };
-        bail!(
-            "{}: cannot be written: {}: {found}; give a path in a directory that exists",
-            path(file),
-            path(dir)
-        );
-    }
-    Ok(())
+    let found = match dir.is_dir() {
+        _ if file.is_dir() => format!("{}: a directory", path(file)),
+        _ if file.exists() && !file.is_file() => "it is not a regular file".to_owned(),
+        true => return Ok(()),
+        false => format!("{}: no such directory", path(dir)),
+    };
+    bail!("{}: cannot be written: {found}; give a path in a directory that exists", path(file));
 }
 
 /// All that is known before the weights are loaded.

@@ -30,8 +30,9 @@ struct Inspection {
     vocab_size: usize,
     max_position_embeddings: usize,
     rope: String,
-    /// Tokens that a new token sees in each layer; `null` is all of them.
-    sliding_windows: Vec<Option<usize>>,
+    /// Tokens that a new token sees in each layer, `null` for all of them; absent if no layer has a window.
+    #[serde(skip_serializing_if = "no_window")]
+    windows: Vec<Option<usize>>,
     tie_word_embeddings: bool,
     bos_token_id: Option<u32>,
     eos_token_ids: Vec<u32>,
@@ -111,7 +112,7 @@ fn inspect(source: &Source, args: &InspectArgs, cache: &KiviConfig) -> Result<In
         vocab_size: config.vocab_size,
         max_position_embeddings: config.max_position_embeddings,
         rope: if config.alibi { "none (ALiBi)".to_owned() } else { rope(&config.rope) },
-        sliding_windows: config.windows.clone(),
+        windows: config.windows.clone(),
         tie_word_embeddings: config.tie_word_embeddings,
         bos_token_id: generation.bos_token_id,
         eos_token_ids: generation.eos_token_ids,
@@ -178,6 +179,10 @@ fn bytes(layout: &PageLayout, args: &InspectArgs, model: &ModelConfig) -> Option
     })
 }
 
+fn no_window(windows: &[Option<usize>]) -> bool {
+    windows.iter().all(Option::is_none)
+}
+
 fn rope(rope: &RopeConfig) -> String {
     let scaling = match &rope.scaling {
         RopeScaling::Default => String::new(),
@@ -221,7 +226,7 @@ fn text(of: &Inspection) -> String {
     line("vocabulary", format!("{} tokens, embeddings {tied}", thousands(of.vocab_size as u64)));
     line("context", format!("{} tokens", thousands(of.max_position_embeddings as u64)));
     line("rope", of.rope.clone());
-    if let Some(window) = windows(&of.sliding_windows) {
+    if let Some(window) = windows(&of.windows) {
         line("window", window);
     }
     let ids = |ids: &[u32]| match ids {

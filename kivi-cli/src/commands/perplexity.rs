@@ -110,7 +110,11 @@ fn policies(args: &PerplexityArgs, n_layers: usize) -> Result<Vec<CachePolicy>> 
     let others = args.kv_bits.iter().copied().filter(|bits| *bits != full);
     let policy = |bits: KvBits| {
         let config = settings::cache(&args.cache, bits.k, bits.v)?;
-        if bits == full { Ok(config.with_sink_tokens(0)?.into()) } else { policy::read(&args.layers, config, n_layers) }
+        if bits == full {
+            Ok(config.with_sink_tokens(0)?.into())
+        } else {
+            policy::read(&args.layers, config, n_layers)
+        }
     };
     std::iter::once(full).chain(others).map(policy).collect()
 }

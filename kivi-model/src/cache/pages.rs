@@ -129,11 +129,25 @@ impl Pool {
 
     /// Takes back the pages that a sequence of `len` tokens does not need.
     pub fn shrink(&mut self, pages: &mut SeqPages, len: usize) {
+        let cut = self.cut(pages, len);
+        self.free.extend(cut.into_iter().rev());
+    }
+
+    /// Takes the pages that a sequence of `len` tokens does not need out of its table.
+    fn cut(&self, pages: &mut SeqPages, len: usize) -> Vec<u32> {
         let keep = self.shape.layout.config().pages(len).clamp(pages.left, pages.table.len());
-        self.free.extend(pages.table.drain(keep..).rev());
+        let cut = pages.table.split_off(keep);
         if len == 0 {
             *pages = SeqPages::default();
         }
+        cut
+    }
+
+    /// Whether a sequence that goes back to `from` tokens can grow to `len`; as [`Pool::missing`] counts.
+    pub fn has_room_from(&self, pages: &SeqPages, from: usize, len: usize) -> bool {
+        let mut pages = pages.clone();
+        let cut = self.cut(&mut pages, from).len();
+        self.missing(&pages, from, len) <= self.n_free() + cut
     }
 
     /// Takes back all pages of a sequence.

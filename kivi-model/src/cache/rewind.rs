@@ -2,7 +2,9 @@
 //!
 //! Pages only grow: what was packed when a sequence had `len` tokens is still there when it has more. What is lost is
 //! the full-precision rows of the tokens that were packed since. So a state can be restored exactly where nothing was packed
-//! since (at 16 bits anywhere), or where a [`Snapshot`] of the rings was taken.
+//! since (at 16 bits anywhere), or where a [`Snapshot`] of the rings was taken. Where the rotation of keys depends on the length
+//! of the text, one that has outgrown the trained context is not shortened either: its first keys may have been rotated for
+//! more tokens than are left.
 
 use kivi_kernels::Backend;
 use kivi_quant::KiviConfig;
@@ -34,11 +36,7 @@ impl<B: Backend> KvCache<B> {
         snapshots: &mut Vec<Snapshot>,
         len: usize,
     ) -> Result<usize, B::Error> {
-        let direct = self.reach(seq, seq.len, len).map(|to| (to, None));
-        let stored = snapshots.iter().enumerate();
-        let stored = stored.filter_map(|(i, s)| self.reach(seq, s.len, len).map(|to| (to, Some(i))));
-        let best = direct.into_iter().chain(stored).max_by_key(|(to, from)| (*to, from.is_none()));
-        let (to, from) = best.unwrap_or((0, None));
+        let (to, from) = self.rewinds_to(seq, snapshots, len);
         if let Some(snapshot) = from.map(|i| &snapshots[i]) {
             for (layer, rows) in snapshot.rows.iter().enumerate() {
                 self.write_rows(backend, layer, seq.slot, (snapshot.len, rows))?;
@@ -52,9 +50,26 @@ impl<B: Backend> KvCache<B> {
         Ok(to)
     }
 
+    /// To how many tokens [`KvCache::rewind`] brings `seq`, and by which snapshot, if by one.
+    pub(crate) fn rewinds_to(
+        &self,
+        seq: &SeqCache,
+        snapshots: &[Snapshot],
+        len: usize,
+    ) -> (usize, Option<usize>) {
+        let direct = self.reach(seq, seq.len, len).map(|to| (to, None));
+        let stored = snapshots.iter().enumerate();
+        let stored = stored.filter_map(|(i, s)| self.reach(seq, s.len, len).map(|to| (to, Some(i))));
+        let best = direct.into_iter().chain(stored).max_by_key(|(to, from)| (*to, from.is_none()));
+        best.unwrap_or((0, None))
+    }
+
     /// How near to `len` tokens the state of `from` tokens can be shortened exactly, if it can.
     fn reach(&self, seq: &SeqCache, from: usize, len: usize) -> Option<usize> {
         let to = len.min(from);
+        if to < from && from > self.shape.rotated_alike {
+            return None;
+        }
         let exact = |config: &KiviConfig| {
             let (before, after) = (config.packed(to), config.packed(from));
             let (k, v) = (config.k_bits().is_quantized(), config.v_bits().is_quantized());

@@ -31,9 +31,20 @@ impl Kept {
         cache: &mut KvCache<B>,
         prompt: &[u32],
     ) -> Result<usize, B::Error> {
-        let common = self.tokens.iter().zip(prompt).take_while(|(x, y)| x == y).count();
-        let len = common.min(prompt.len().saturating_sub(1));
+        let len = self.common(prompt);
         cache.rewind(backend, &mut self.cache, &mut self.snapshots, len)
+    }
+
+    /// Whether there are pages to go back to what `prompt` has in common with the text, and on to its end.
+    pub fn has_room<B: Backend>(&self, cache: &KvCache<B>, prompt: &[u32]) -> bool {
+        let (from, _) = cache.rewinds_to(&self.cache, &self.snapshots, self.common(prompt));
+        cache.has_room_from(&self.cache, from, prompt.len())
+    }
+
+    /// Tokens that `prompt` begins with, as the text does, but for its last one.
+    fn common(&self, prompt: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(x, y)| x == y).count();
+        common.min(prompt.len().saturating_sub(1))
     }
 }
 

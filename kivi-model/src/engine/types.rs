@@ -39,9 +39,13 @@ pub struct Request {
     pub want_logits: bool,
     /// A text that was kept: as much of its cache is used as its tokens are those of the prompt and can be restored
     /// exactly, and the rest of the prompt is computed. It is gone then; this request can keep its own.
+    ///
+    /// With dynamic rotary scaling, keys that are used stay rotated for the length that their text had, as those of a text that
+    /// grows do.
     pub past: Option<SeqId>,
-    /// Whether the cache stays when the text ends or is cancelled, as the `past` of another request; it has its place until then, or
-    /// until [`super::Engine::forget`].
+    /// Whether the cache stays when the text ends or is cancelled, as the `past` of another request; it has its place until
+    /// then, or until [`super::Engine::forget`]. A text that fails is not kept, but for [`SequenceError::NoRoom`]: that
+    /// leaves the request's `past` as it was, under the request's id, whether `keep` is set or not.
     pub keep: bool,
 }
 
@@ -112,6 +116,17 @@ impl std::ops::Add for CacheUse {
             reused: self.reused + other.reused,
         }
     }
+}
+
+/// The pages of the layers that share a page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageUse {
+    /// Pages that nobody has.
+    pub free: usize,
+    /// Pages of running, waiting and kept texts.
+    pub owned: usize,
+    /// All of them.
+    pub all: usize,
 }
 
 /// What happened to a sequence in a step.
@@ -206,9 +221,9 @@ pub enum SequenceError {
         kept: usize,
     },
     /// The model computed NaN or infinity.
-    #[error("logits are not finite: {place}; the weights are damaged or overflow")]
+    #[error("logits are not finite: {place}")]
     NotFinite {
-        /// Where it shows first.
+        /// Where it shows first, and what that means.
         place: String,
     },
 }
