@@ -114,11 +114,9 @@ fn answer<B: Backend>(session: &mut Session<'_, B>, line: &str) -> Result<()> {
     output::write("\n")
 }
 
-/// Ctrl-C.
+/// Ctrl-C: ends the answer with the step that runs; once more, or between answers, it ends the program.
 fn interrupted() {
-    if ANSWERING.load(Ordering::SeqCst) {
-        STOP.store(true, Ordering::SeqCst);
-    } else {
+    if !ANSWERING.load(Ordering::SeqCst) || STOP.swap(true, Ordering::SeqCst) {
         std::process::exit(INTERRUPTED);
     }
 }
