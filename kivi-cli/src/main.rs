@@ -8,6 +8,7 @@ mod commands;
 mod eval;
 mod failure;
 mod format;
+mod hash;
 #[cfg(feature = "hub")]
 mod hub;
 mod hub_name;

@@ -13,8 +13,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::args::MAX_TOKENS;
-use crate::format;
 use crate::prompts::{Content, Prompt};
+use crate::{format, hash};
 
 /// The longest line.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -54,11 +54,8 @@ pub struct Line {
 impl Line {
     /// The seed of this line: its own, or one that depends on the run's seed and the id alone.
     pub fn seed(&self, run: u64) -> u64 {
-        let derived = || {
-            let hash =
-                Sha256::new().chain_update(run.to_le_bytes()).chain_update(self.id.to_string()).finalize();
-            hash.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
-        };
+        let derived =
+            || hash::number(Sha256::new().chain_update(run.to_le_bytes()).chain_update(self.id.to_string()));
         self.seed.unwrap_or_else(derived)
     }
 }
@@ -96,7 +93,7 @@ impl Lines {
 
     /// The SHA-256 of what was read.
     pub fn sha256(self) -> String {
-        self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hash::hex(self.hash)
     }
 
     /// What is wrong with a line, with its place.

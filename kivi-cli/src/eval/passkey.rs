@@ -4,6 +4,8 @@ use anyhow::{Result, bail};
 use kivi_model::tokenizer::Tokenizer;
 use sha2::{Digest, Sha256};
 
+use crate::hash;
+
 const HEAD: &str = "Somewhere in the following pages a number is hidden. Keep it in mind; you will be asked for it at the end.\n";
 const FILLER: &str =
     "The river runs to the sea. The wind is in the trees. The night was dark and the road was long.\n";
@@ -35,8 +37,8 @@ impl Case {
     }
 
     fn new(length: usize, depth: usize, trial: usize, seed: u64) -> Self {
-        let hash = Sha256::digest(format!("passkey {seed} {length} {depth} {trial}"));
-        let number = hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte));
+        let text = format!("passkey {seed} {length} {depth} {trial}");
+        let number = hash::number(Sha256::new_with_prefix(text));
         Self { length, depth, trial, key: 10_000 + number % 90_000 }
     }
 

@@ -12,6 +12,7 @@ use ureq::http::{Response, StatusCode};
 
 use super::cache::{RepoCache, cannot_write};
 use super::client::{Client, Metadata, header};
+use crate::hash::hex;
 use crate::output;
 
 /// Fetches the files of a commit.
@@ -153,8 +154,7 @@ fn check(file: &str, about: &Metadata, part: &Path) -> Result<()> {
         }
         hash.update(&buffer[..n]);
     }
-    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    if found == about.etag.to_lowercase() {
+    if hex(hash) == about.etag.to_lowercase() {
         return Ok(());
     }
     fs::remove_file(part).with_context(|| cannot_write(part))?;
