@@ -1,5 +1,8 @@
 //! Models of the Hugging Face hub: what a checkpoint needs of a repository, fetched into the cache that
 //! `huggingface_hub` has too, so that neither downloads what the other has.
+//!
+//! The crate hf-hub is not used: 0.5 gives a download its name without checking its size, appends a whole answer to a part of a file,
+//! and takes ETags and commits for path components as they come; 1.0 needs an asynchronous runtime.
 
 mod cache;
 mod client;

@@ -143,9 +143,17 @@ fn at_2_bits_a_text_goes_back_to_where_it_can_exactly() {
             let expected = turn(&mut kept, &other, 50, Some(id));
             assert_eq!(expected.cache.reused, end);
             assert_eq!((found.tokens, found.logits), (expected.tokens, expected.logits), "{what}");
-        } else if to == "zero" {
-            let expected = turn(&mut engine(&backend, &model, two_bits(residual)), &other, 50, None);
+        } else if to == "start" {
+            let mut kept = engine(&backend, &model, two_bits(residual));
+            let one = turn(&mut kept, &some("p", first), answer1, None);
+            let expected = turn(&mut kept, &other, 50, Some(one.id));
+            assert_eq!(expected.cache.reused, start);
             assert_eq!((found.tokens, found.logits), (expected.tokens, expected.logits), "{what}");
+        } else {
+            let expected = turn(&mut engine(&backend, &model, two_bits(residual)), &other, 50, None);
+            assert_eq!(found.tokens, expected.tokens, "{what}");
+            // From nothing, the steps are the same, too.
+            assert!(to != "zero" || found.logits == expected.logits, "{what}");
         }
     }
 }
