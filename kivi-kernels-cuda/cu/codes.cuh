@@ -62,12 +62,11 @@ struct KeyWords {
     __device__ __forceinline__ static u32 left_word(u32 t) { return 4 * OWN + t * LEFT / 4; }
     __device__ __forceinline__ static u32 left_field(u32 t) { return SHARE * (t % (LEFT ? 4 / LEFT : 1)); }
 
-    __device__ __forceinline__ void load(const u32* token, u32 t) {
-#pragma unroll
-        for (u32 i = 0; i < OWN; i += CHUNK) {
-            load_words<CHUNK>(&own[i], token + own_word(i, t));
-        }
-        if (LEFT) {
+    // What step n needs and steps before it did not.
+    __device__ __forceinline__ void load(u32 n, const u32* token, u32 t) {
+        if (is_own(n) && 2 * n % (FIELDS * CHUNK) == 0) {
+            load_words<CHUNK>(&own[2 * n / FIELDS], token + own_word(2 * n / FIELDS, t));
+        } else if (2 * n == OWN * FIELDS) {
             left = token[left_word(t)] >> (left_field(t) * K_CODE_BITS);
         }
     }
@@ -82,6 +81,16 @@ struct KeyWords {
             to[0] = x.x, to[1] = x.y;
         } else {
             to[0] = *from;
+        }
+    }
+
+    // N words from an address that is a multiple of as many bytes.
+    template <u32 N>
+    __device__ __forceinline__ static void load_all(u32 (&to)[N], const u32* from) {
+        constexpr u32 CHUNK = N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
+#pragma unroll
+        for (u32 i = 0; i < N; i += CHUNK) {
+            load_words<CHUNK>(&to[i], from + i);
         }
     }
 
@@ -112,15 +121,17 @@ struct ValueWords {
     u32 own[OWN ? OWN : 1];
     u32 left[LEFT ? LEFT : 1];
 
-    __device__ __forceinline__ void load(const u32* pair, u32 g) {
+    // Those of a pair of tokens whose codes begin at a word, which word_at finds.
+    template <class At>
+    __device__ __forceinline__ void load(u32 pair, u32 g, At word_at) {
         constexpr u32 CHUNK = OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1;
 #pragma unroll
         for (u32 i = 0; i < OWN; i += CHUNK) {
-            KeyWords::load_words<CHUNK>(&own[i], pair + g * OWN + i);
+            KeyWords::load_words<CHUNK>(&own[i], word_at(pair + g * OWN + i));
         }
 #pragma unroll
         for (u32 i = 0; i != LEFT; ++i) {
-            left[i] = pair[8 * OWN + g * LEFT / SHARE + i] >> (g % SHARE * REST * V_CODE_BITS);
+            left[i] = *word_at(pair + 8 * OWN + g * LEFT / SHARE + i) >> (g % SHARE * REST * V_CODE_BITS);
         }
     }
 

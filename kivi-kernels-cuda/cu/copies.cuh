@@ -2,98 +2,97 @@
 #pragma once
 #include "span.cuh"
 
-// Copies bytes with all lanes.
-__device__ __forceinline__ void copy_bytes(char* to, const void* from, u32 bytes) {
-    for (u32 i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16) {
-        copy_async(to + i, (const char*)from + i);
+// Copies bytes with all lanes; behind each 128 of them, pad bytes are left out (span.cuh says why).
+template <u32 BYTES, u32 PAD>
+__device__ __forceinline__ void copy_bytes(char* to, const char* from) {
+    u32 at = threadIdx.x % WARP * 16;
+    to += padded<PAD>(at);
+    from += at;
+#pragma unroll
+    for (u32 i = 0; i < BYTES; i += WARP * 16) {
+        if (BYTES % (WARP * 16) == 0 || at + i < BYTES) {
+            copy_async(to + padded<PAD>(i), from + i);
+        }
     }
 }
 
-__device__ __forceinline__ void copy_rows(char* to, const void* from) {
-    for (u32 i = threadIdx.x % WARP; i < TILE * HEAD_DIM / 8; i += WARP) {
-        copy_async(to + i / (HEAD_DIM / 8) * ROW_STRIDE * 2 + i % (HEAD_DIM / 8) * 16, (const char*)from + i * 16);
+__device__ __forceinline__ void copy_rows(char* to, const char* from) {
+    constexpr u32 PIECES = HEAD_DIM / 8;  // of 16 bytes
+#pragma unroll
+    for (u32 j = 0; j < TILE * PIECES; j += WARP) {
+        u32 i = threadIdx.x % WARP + j;
+        if (TILE * PIECES % WARP == 0 || i < TILE * PIECES) {
+            copy_async(to + i / PIECES * ROW_STRIDE * 2 + i % PIECES * 16, from + i * 16);
+        }
     }
 }
 
 // Brings the tile that starts with token t of a page to a stage.
-__device__ __forceinline__ void copy_tile(const Cache& c, char* stage, u64* barrier, const u32* page, u32 t) {
-    const u32* k = page + c.k.codes_start + t * K_WORDS;
-    const u32* v = page + c.v.codes_start + t * V_WORDS;
-    const u32* k_params = page + c.k.params_start + t / GROUP_SIZE * HEAD_DIM;
-    const u32* v_params = page + c.v.params_start + t * VALUE_GROUPS;
-#if KIVI_BULK
-    if (threadIdx.x % WARP == 0) {
-        bulk_expect(barrier, STAGE_BYTES);
-        bulk_copy(stage, k, K_BYTES, barrier);
-        bulk_copy(stage + K_PARAMS_AT, k_params, K_PARAM_BYTES, barrier);
-        bulk_copy(stage + V_AT, v, V_BYTES, barrier);
-        bulk_copy(stage + V_PARAMS_AT, v_params, V_PARAM_BYTES, barrier);
-    }
-#else
+__device__ __forceinline__ void copy_tile(const Cache& c, char* stage, const char* page, u32 t) {
+    const char* k = page + c.k.codes_start * 4 + t * (K_WORDS * 4);
+    const char* v = page + c.v.codes_start * 4 + t * (V_WORDS * 4);
     if (K_CODES) {
-        copy_bytes(stage, k, K_BYTES);
-        copy_bytes(stage + K_PARAMS_AT, k_params, K_PARAM_BYTES);
+        copy_bytes<K_BYTES, 0>(stage, k);
+        copy_bytes<HEAD_DIM * 4, K_PARAMS_PAD>(
+            stage + K_PARAMS_AT, page + c.k.params_start * 4 + t / GROUP_SIZE * (HEAD_DIM * 4));
     } else {
         copy_rows(stage, k);
     }
     if (V_CODES) {
-        copy_bytes(stage + V_AT, v, V_BYTES);
-        copy_bytes(stage + V_PARAMS_AT, v_params, V_PARAM_BYTES);
+        copy_bytes<TILE * V_WORDS * 4, V_PAD>(stage + V_AT, v);
+        copy_bytes<V_PARAM_BYTES, 0>(stage + V_PARAMS_AT, page + c.v.params_start * 4 + t * (VALUE_GROUPS * 4));
     } else {
         copy_rows(stage + V_AT, v);
     }
-#endif
 }
 
-// The copies of a warp: which tile is next, and how many were begun and used.
+// The copies of a warp. STAGES tiles are under way or in use; the next goes where the oldest was.
 struct Copies {
     char* stages;
-    u64* barriers;
-    u32 span, tile, page;  // the next, and its page's number, which is asked for early
-    u32 begun, used;
+    u32 stage;           // of the oldest
+    u32 span, tile, end; // the next tile
+    u32 page;            // its page's number, which is asked for early
+    u32 token;           // the first token of tile 0 of its span
+    u32 record;          // bytes of a page with all heads
+    const char* head;    // page 0 of its head
+    const u32* table;    // the pages of its sequence
 
-    __device__ Copies(Shared& s)
-        : stages(dynamic_shared() + STAGES_AT + threadIdx.x / WARP * STAGES * STAGE_BYTES),
-          barriers(s.barriers[threadIdx.x / WARP]), begun(0), used(0) {
-#if KIVI_BULK
-        if (threadIdx.x % WARP == 0) {
-            for (u32 i = 0; i < STAGES; ++i) {
-                bulk_begin(&barriers[i]);
-            }
-            bulk_fence();
-        }
-        __syncwarp();
-#endif
-    }
+    __device__ Copies(const Cache& c)
+        : stages(dynamic_shared() + STAGES_AT + threadIdx.x / WARP * STAGES * STAGE_BYTES), stage(0),
+          record(c.n_kv_heads * c.page_words * 4) {}
 
     // Starts with the first of new spans.
     __device__ void restart(const Cache& c, const Shared& s) {
-        span = 0;
-        tile = s.spans[0].tile + threadIdx.x / WARP;
+        enter(c, s, 0);
         find(c, s);
         for (u32 i = 0; i < STAGES; ++i) {
-            begin(c, s);
+            begin(c, s, stages + (stage + i) % STAGES * STAGE_BYTES);
         }
     }
 
+    __device__ __forceinline__ void enter(const Cache& c, const Shared& s, u32 next) {
+        const Span& now = s.spans[next];
+        span = next;
+        tile = now.tile + threadIdx.x / WARP;
+        end = now.tile_end;
+        token = token_of(now, 0);
+        head = (const char*)(c.pool + (u64)now.head * c.page_words);
+        table = c.page_table + (u64)now.extent.seq * c.max_pages;
+    }
+
     __device__ __forceinline__ void find(const Cache& c, const Shared& s) {
-        while (span < s.n_spans && tile >= s.spans[span].tile_end) {
-            span += 1;
-            tile = span < s.n_spans ? s.spans[span].tile + threadIdx.x / WARP : 0;
+        while (tile >= end && span + 1 < s.n_spans) {
+            enter(c, s, span + 1);
         }
-        if (span < s.n_spans) {
-            u32 token = token_of(s.spans[span], tile);
-            page = c.page_table[(u64)s.spans[span].extent.seq * c.max_pages + token / PAGE_TOKENS];
+        if (tile < end) {
+            page = table[(token + tile * TILE) / PAGE_TOKENS];
         }
     }
 
     // Begins to copy the next tile, if there is one.
-    __device__ __forceinline__ void begin(const Cache& c, const Shared& s) {
-        if (span < s.n_spans) {
-            const u32* record = c.pool + ((u64)page * c.n_kv_heads + s.spans[span].head) * c.page_words;
-            u32 token = token_of(s.spans[span], tile) % PAGE_TOKENS;
-            copy_tile(c, stages + begun % STAGES * STAGE_BYTES, &barriers[begun % STAGES], record, token);
-            begun += 1;
+    __device__ __forceinline__ void begin(const Cache& c, const Shared& s, char* to) {
+        if (tile < end) {
+            copy_tile(c, to, head + (u64)page * record, (token + tile * TILE) % PAGE_TOKENS);
             tile += WARPS;
             find(c, s);
         }
@@ -102,19 +101,15 @@ struct Copies {
 
     // The stage with the oldest tile that was not used.
     __device__ __forceinline__ const char* wait() {
-#if KIVI_BULK
-        bulk_wait(&barriers[used % STAGES], used / STAGES % 2);
-#else
         wait_async<STAGES - 1>();
         __syncwarp();
-#endif
-        return stages + used % STAGES * STAGE_BYTES;
+        return stages + stage * STAGE_BYTES;
     }
 
     // Gives it free for the next copy.
     __device__ __forceinline__ void release(const Cache& c, const Shared& s) {
         __syncwarp();
-        used += 1;
-        begin(c, s);
+        begin(c, s, stages + stage * STAGE_BYTES);
+        stage = stage + 1 < STAGES ? stage + 1 : 0;
     }
 };

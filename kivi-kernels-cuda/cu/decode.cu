@@ -14,10 +14,17 @@
 #include "copies.cuh"
 #include "tiles.cuh"
 
-// The sum of the warps' results, relative to one reference: unscaled sums in sh.sums[0], references and totals in
-// sh.largest[0], sh.total[0].
-__device__ void add_warps(Shared& sh, State& s) {
+constexpr u32 PARTIAL = QUERIES * (HEAD_DIM + 2);  // floats: sums, references, totals
+
+// 2 to the difference of a reference and the largest one, which may both be of nothing.
+__device__ __forceinline__ float weight(float reference, float largest) {
+    return exp2_fast(reference - (largest == -INFINITY ? 0.0f : largest));
+}
+
+// Tells the block each warp's references and totals, and makes the warps' sums relative to the largest reference.
+__device__ void share_totals(Shared& sh, State& s) {
     u32 warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+#pragma unroll
     for (u32 h = 0; h < 2; ++h) {
         for (u32 step = 4; step < WARP; step *= 2) {
             s.total[h] += __shfl_xor_sync(ALL_LANES, s.total[h], step);
@@ -28,18 +35,15 @@ __device__ void add_warps(Shared& sh, State& s) {
         }
     }
     __syncthreads();
-    float by[2], largest[2], total[2];
+    float by[2];
+#pragma unroll
     for (u32 h = 0; h < 2; ++h) {
-        largest[h] = -INFINITY;
-        total[h] = 0.0f;
-        for (u32 w = 0; w < WARPS; ++w) {
-            largest[h] = fmaxf(largest[h], sh.largest[w][2 * t + h]);
+        float largest = sh.largest[0][2 * t + h];
+#pragma unroll
+        for (u32 w = 1; w < WARPS; ++w) {
+            largest = fmaxf(largest, sh.largest[w][2 * t + h]);
         }
-        float base = largest[h] == -INFINITY ? 0.0f : largest[h];
-        by[h] = s.fresh ? 0.0f : exp2_fast(s.reference[h] - base);
-        for (u32 w = 0; w < WARPS; ++w) {
-            total[h] += sh.total[w][2 * t + h] * exp2_fast(sh.largest[w][2 * t + h] - base);
-        }
+        by[h] = s.fresh ? 0.0f : weight(s.reference[h], largest);
     }
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
@@ -48,56 +52,55 @@ __device__ void add_warps(Shared& sh, State& s) {
             s.sum[i][e] *= by[e % 2];
         }
     }
-    for (u32 half = WARPS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (warp >= half && warp < 2 * half) {
-#pragma unroll
-            for (u32 i = 0; i < STEPS; ++i) {
-#pragma unroll
-                for (u32 e = 0; e < 4; ++e) {
-                    sh.sums[warp - half][2 * t + e % 2][channel_of(i, e / 2, g)] = s.sum[i][e];
-                }
-            }
-        }
-        __syncthreads();
-        if (warp < half) {
-#pragma unroll
-            for (u32 i = 0; i < STEPS; ++i) {
-#pragma unroll
-                for (u32 e = 0; e < 4; ++e) {
-                    s.sum[i][e] += sh.sums[warp][2 * t + e % 2][channel_of(i, e / 2, g)];
-                }
-            }
-        }
-    }
-    if (warp == 0) {
-#pragma unroll
-        for (u32 i = 0; i < STEPS; ++i) {
-#pragma unroll
-            for (u32 e = 0; e < 4; ++e) {
-                sh.sums[0][2 * t + e % 2][channel_of(i, e / 2, g)] = s.sum[i][e];
-            }
-        }
-        for (u32 h = 0; h < 2 && g == 0; ++h) {
-            sh.largest[0][2 * t + h] = largest[h];
-            sh.total[0][2 * t + h] = total[h];
-        }
-    }
-    __syncthreads();
 }
 
-constexpr u32 PARTIAL = QUERIES * (HEAD_DIM + 2);  // floats: sums, references, totals
+// The largest reference of the warps, and the sum of their totals relative to it.
+__device__ __forceinline__ float2 add_totals(const Shared& sh, u32 query) {
+    float largest = sh.largest[0][query], total = 0.0f;
+#pragma unroll
+    for (u32 w = 1; w < WARPS; ++w) {
+        largest = fmaxf(largest, sh.largest[w][query]);
+    }
+#pragma unroll
+    for (u32 w = 0; w < WARPS; ++w) {
+        total += sh.total[w][query] * weight(sh.largest[w][query], largest);
+    }
+    return make_float2(largest, total);
+}
 
-// Leaves the block's result of a span for the others; true in the block that is the last to do so.
-__device__ bool leave_partial(const DecodeParams& p, Shared& sh, const Span& span) {
-    float* partial = p.partials + (u64)span.slot * PARTIAL;
-    for (u32 i = threadIdx.x; i < QUERIES * HEAD_DIM; i += BLOCK) {
-        __stcg(partial + i, sh.sums[0][i / HEAD_DIM][i % HEAD_DIM]);
+// Adds the warps' results for n queries; emit is given query, channel, sum, and the query's reference and total.
+template <class Emit>
+__device__ void add_warps(Shared& sh, State& s, u32 n, Emit emit) {
+    u32 warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    share_totals(sh, s);
+    for (u32 first = 0; first < n; first += ROUND) {
+#pragma unroll
+        for (u32 h = 0; h < 2; ++h) {
+            u32 query = 2 * t + h - first;  // of this round, if it is one
+            if (query < ROUND && first + query < n) {
+#pragma unroll
+                for (u32 i = 0; i < STEPS; ++i) {
+                    sh.sums[warp][query][channel_of(i, 0, g)] = s.sum[i][h];
+                    sh.sums[warp][query][channel_of(i, 1, g)] = s.sum[i][2 + h];
+                }
+            }
+        }
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < min(n - first, ROUND) * HEAD_DIM; i += BLOCK) {
+            u32 query = i / HEAD_DIM, channel = i % HEAD_DIM;
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 w = 0; w < WARPS; ++w) {
+                sum += sh.sums[w][query][channel];
+            }
+            emit(first + query, channel, sum, add_totals(sh, first + query));
+        }
+        __syncthreads();
     }
-    if (threadIdx.x < QUERIES) {
-        __stcg(partial + QUERIES * HEAD_DIM + threadIdx.x, sh.largest[0][threadIdx.x]);
-        __stcg(partial + QUERIES * HEAD_DIM + QUERIES + threadIdx.x, sh.total[0][threadIdx.x]);
-    }
+}
+
+// True in the block that is the last of a span's to leave its partial result.
+__device__ bool arrive(const DecodeParams& p, Shared& sh, const Span& span) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -111,29 +114,74 @@ __device__ bool leave_partial(const DecodeParams& p, Shared& sh, const Span& spa
     return sh.last;
 }
 
-// Adds up what the blocks left of a span: as add_warps leaves it.
-__device__ void add_partials(const DecodeParams& p, Shared& sh, const Span& span) {
-    // The first block's is in its second slot, the others' in their first.
-    auto partial = [&](u32 i) { return p.partials + (u64)(2 * (span.first_block + i) + (i == 0)) * PARTIAL; };
-    for (u32 i = threadIdx.x; i < QUERIES * HEAD_DIM; i += BLOCK) {
-        u32 n = i / HEAD_DIM;
-        float largest = -INFINITY, total = 0.0f, sum = 0.0f;
-        for (u32 part = 0; part < span.parts; ++part) {
-            largest = fmaxf(largest, __ldcg(partial(part) + QUERIES * HEAD_DIM + n));
+// A sum of 4 channels with its reference and total; more may be added.
+struct Sum {
+    float largest, total;
+    float4 sum;
+
+    __device__ __forceinline__ void add(float reference, float more, float4 x) {
+        float both = fmaxf(largest, reference), mine = weight(largest, both), its = weight(reference, both);
+        largest = both;
+        total = total * mine + more * its;
+        sum.x = sum.x * mine + x.x * its;
+        sum.y = sum.y * mine + x.y * its;
+        sum.z = sum.z * mine + x.z * its;
+        sum.w = sum.w * mine + x.w * its;
+    }
+};
+
+// Adds some of what blocks left of a span, for a query and 4 channels from one on: parts first, first + step, ..
+__device__ Sum add_parts(const DecodeParams& p, const Span& span, u32 query, u32 channel, u32 first, u32 step) {
+    constexpr u32 AHEAD = 8;
+    Sum all = {-INFINITY, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+    for (u32 base = first; base < span.parts; base += AHEAD * step) {
+        float reference[AHEAD], total[AHEAD];
+        float4 sum[AHEAD];
+#pragma unroll
+        for (u32 j = 0; j < AHEAD; ++j) {
+            u32 part = min(base + j * step, span.parts - 1);
+            // The first block's is in its second slot, the others' in their first.
+            const float* x = p.partials + (u64)(2 * (span.first_block + part) + (part == 0)) * PARTIAL;
+            sum[j] = __ldcg((const float4*)(x + query * HEAD_DIM + channel));
+            reference[j] = __ldcg(x + QUERIES * HEAD_DIM + query);
+            total[j] = __ldcg(x + QUERIES * HEAD_DIM + QUERIES + query);
         }
-        float base = largest == -INFINITY ? 0.0f : largest;
-        for (u32 part = 0; part < span.parts; ++part) {
-            const float* x = partial(part);
-            float by = exp2_fast(__ldcg(x + QUERIES * HEAD_DIM + n) - base);
-            total += __ldcg(x + QUERIES * HEAD_DIM + QUERIES + n) * by;
-            sum += __ldcg(x + i) * by;
-        }
-        sh.sums[0][n][i % HEAD_DIM] = sum;
-        if (i % HEAD_DIM == 0) {
-            sh.total[0][n] = total;
+#pragma unroll
+        for (u32 j = 0; j < AHEAD; ++j) {
+            if (base + j * step < span.parts) {
+                all.add(reference[j], total[j], sum[j]);
+            }
         }
     }
-    __syncthreads();
+    return all;
+}
+
+// Adds up what the blocks left of a span, several threads to each 4 channels of a query, in a fixed order.
+__device__ void add_partials(const DecodeParams& p, Shared& sh, const Span& span, u32 n, Act* out) {
+    static_assert(sizeof(sh.sums) >= BLOCK * sizeof(Sum), "room for a sum of each thread");
+    constexpr u32 QUADS = HEAD_DIM / 4;
+    Sum* sums = (Sum*)sh.sums;
+    u32 items = n * QUADS, threads = items < BLOCK ? BLOCK / items : 1;
+    for (u32 base = 0; base < items; base += BLOCK) {
+        u32 item = items < BLOCK ? threadIdx.x % items : base + threadIdx.x, first = items < BLOCK ? threadIdx.x / items : 0;
+        bool some = item < items && first < threads;
+        if (some) {
+            sums[threadIdx.x] = add_parts(p, span, item / QUADS, item % QUADS * 4, first, threads);
+        }
+        __syncthreads();
+        if (some && first == 0) {
+            Sum all = sums[threadIdx.x];
+            for (u32 j = 1; j < threads; ++j) {
+                Sum more = sums[threadIdx.x + j * items];
+                all.add(more.largest, more.total, more.sum);
+            }
+            float x[4] = {all.sum.x, all.sum.y, all.sum.z, all.sum.w};
+            for (u32 i = 0; i < 4; ++i) {
+                store(&out[item * 4 + i], x[i] / all.total);
+            }
+        }
+        __syncthreads();
+    }
 }
 
 __device__ void run_span(const DecodeParams& p, Shared& sh, const Span& span, Copies& copies) {
@@ -151,42 +199,54 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Span& span, Co
     q.load(a, sh, head, n);
     State s;
     s.clear();
-    for (u32 tile = span.tile + threadIdx.x / WARP; tile < span.tile_end; tile += WARPS) {
-        u32 token = token_of(span, tile);
+    for (u32 tile = span.row_tile + threadIdx.x / WARP; tile < span.row_tile_end; tile += WARPS) {
+        use_rows(c, sh, span, tile, q, s);
+    }
+    unsettle(s);
+    u32 token = token_of(span, span.tile + threadIdx.x / WARP), token_end = token_of(span, span.tile_end);
+    u32 packed = min(span.extent.k_packed, span.extent.v_packed), start = span.extent.start, at = span.extent.at;
+    for (; token < token_end; token += WARPS * TILE) {
         const char* stage = copies.wait();
-        if (token + TILE <= min(span.extent.k_packed, span.extent.v_packed)) {
-            use_packed(span, stage, token, q, s);
+        if (token + TILE <= packed) {
+            use_packed(stage, token, start, at, q, s);
         } else {
-            use_mixed(c, sh, span, stage, token, q, s);
+            // Copies, so that q and s need no address, and stay in registers.
+            Queries same = q;
+            State state = s;
+            use_mixed(c, sh, span, stage, token, same, state);
+            s = state;
         }
         copies.release(c, sh);
     }
     settle(s);
-    for (u32 tile = span.row_tile + threadIdx.x / WARP; tile < span.row_tile_end; tile += WARPS) {
-        use_rows(c, sh, span, tile, q, s);
-    }
-    add_warps(sh, s);
-    bool done = span.parts == 1;
-    if (!done && leave_partial(p, sh, span)) {
-        add_partials(p, sh, span);
-        done = true;
-    }
     Act* out = a.out + span.row * a.out_stride + (u64)head * HEAD_DIM;
-    for (u32 i = threadIdx.x; done && i < n * HEAD_DIM; i += BLOCK) {
-        float x = sh.sums[0][i / HEAD_DIM][i % HEAD_DIM] / sh.total[0][i / HEAD_DIM];
-        store(&out[i], span.extent.active ? x : 0.0f);
+    if (span.parts == 1) {
+        add_warps(sh, s, n, [&](u32 query, u32 channel, float sum, float2 total) {
+            store(&out[query * HEAD_DIM + channel], span.extent.active ? sum / total.y : 0.0f);
+        });
+        return;
     }
-    __syncthreads();
+    float* partial = p.partials + (u64)span.slot * PARTIAL;
+    add_warps(sh, s, n, [&](u32 query, u32 channel, float sum, float2 total) {
+        __stcg(partial + query * HEAD_DIM + channel, sum);
+        if (channel == 0) {
+            __stcg(partial + QUERIES * HEAD_DIM + query, total.x);
+            __stcg(partial + QUERIES * HEAD_DIM + QUERIES + query, total.y);
+        }
+    });
+    if (arrive(p, sh, span)) {
+        add_partials(p, sh, span, n, out);
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, KIVI_BLOCKS_PER_SM) decode(DecodeParams p) {
+extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, KIVI_BLOCKS_PER_SM) decode(const __grid_constant__ DecodeParams p) {
     Shared& sh = *(Shared*)dynamic_shared();
     Line line = measure(p, sh);
     if (blockIdx.x >= line.blocks) {
         return;
     }
     u64 end = line.start(blockIdx.x + 1);
-    Copies copies(sh);
+    Copies copies(p.attend.cache);
     while (sh.line < end) {
         __syncthreads();
         if (threadIdx.x == 0) {

@@ -81,6 +81,13 @@ __device__ __forceinline__ u32 multiply_f16(u32 a, u32 b) {
     return c;
 }
 
+// The larger ones of two pairs of f16.
+__device__ __forceinline__ u32 max_f16(u32 a, u32 b) {
+    u32 c;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
+
 // cp.async (sm_80): 16 bytes to shared memory; zeros instead if not valid. A group is what was queued since the last
 // commit.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
@@ -96,39 +103,3 @@ template <u32 PENDING>
 __device__ __forceinline__ void wait_async() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
-
-// Bulk copies (sm_90): bytes, a multiple of 16, by the copy engine; the barrier counts them.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void bulk_begin(u64* barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
-}
-
-// After bulk_begin, before the first copy.
-__device__ __forceinline__ void bulk_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-
-// One thread says how many bytes the copies of a phase bring.
-__device__ __forceinline__ void bulk_expect(u64* barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
-}
-
-__device__ __forceinline__ void bulk_copy(void* shared, const void* global, u32 bytes, u64* barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(shared)),
-                 "l"(global), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
-}
-
-// Waits for the end of the phase with this parity.
-__device__ __forceinline__ void bulk_wait(u64* barrier, u32 parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-}
-#endif

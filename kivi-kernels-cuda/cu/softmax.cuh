@@ -5,13 +5,13 @@
 // The queries of a span as operand B, column g of lane 4 g + t.
 struct Queries {
     u32 codes[STEPS][2];  // normalized, for fields of codes in their places; K_CODES only
-    u32 zeros[STEPS][2];  // normalized
+    const uint4* zeros;   // normalized, of two steps each, in shared memory; all warps have the same
     u32 rows[STEPS][2];   // as they are, in the order of channels; for keys in shared memory
     float scale[2];       // of the logits of rows, for the lane's queries 2 t and 2 t + 1; in powers of 2
     float norm[2];        // of normalized queries
     float slope[2];
 
-    __device__ void load(const AttendParams& p, const Shared& s, u32 head, u32 n);
+    __device__ void load(const AttendParams& p, Shared& s, u32 head, u32 n);
 };
 
 // Pair i of query row g, as f16 or as it is.
@@ -19,8 +19,9 @@ __device__ __forceinline__ float2 query_pair(const Shared& s, u32 g, u32 i) {
     return make_float2(to_f32(s.q[g][2 * i]), to_f32(s.q[g][2 * i + 1]));
 }
 
-__device__ void Queries::load(const AttendParams& p, const Shared& s, u32 head, u32 n) {
-    u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+// Called by all warps; waits for them.
+__device__ void Queries::load(const AttendParams& p, Shared& s, u32 head, u32 n) {
+    u32 lane = threadIdx.x % WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     float largest = 0.0f;
     for (u32 i = t; i < HEAD_DIM / 2; i += 4) {
         float2 x = query_pair(s, g, i);
@@ -32,17 +33,23 @@ __device__ void Queries::load(const AttendParams& p, const Shared& s, u32 head, 
     u32 exponent = __float_as_uint(largest) >> 23;
     float power = exponent - 1 < 253 ? __uint_as_float(exponent << 23) : 1.0f;
     float inverse = exponent - 1 < 253 ? __uint_as_float((254 - exponent) << 23) : 1.0f;
+    zeros = s.zeros + lane;
     if (K_CODES) {
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
+            u32 pairs[2];
 #pragma unroll
             for (u32 h = 0; h < 2; ++h) {
                 float2 x = query_pair(s, g, KeyWords::pair_of(i, t) + h);
                 float fold = inverse * (K_FOLD / factor_of<K_CODE_BITS>(KeyWords::field_of(i) + h));
-                zeros[i][h] = pack(x.x * inverse, x.y * inverse, __half());
+                pairs[h] = pack(x.x * inverse, x.y * inverse, __half());
                 codes[i][h] = pack(x.x * fold, x.y * fold, __half());
             }
+            if (threadIdx.x / WARP == i % WARPS) {
+                *((uint2*)&s.zeros[i / 2 * WARP + lane] + i % 2) = make_uint2(pairs[0], pairs[1]);
+            }
         }
+        __syncthreads();
     } else {
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
@@ -66,7 +73,7 @@ struct State {
     float limit;         // p may grow to 2^limit before the reference moves
     float room;          // and is then at most 2^room
     bool fresh;          // no token yet
-    bool settled;        // sums are those of values, no longer those of codes in their places
+    bool settled;        // sums are those of values, not those of codes in their places
 
     __device__ void clear() {
 #pragma unroll
@@ -78,7 +85,7 @@ struct State {
         limit = 7.0f;
         room = 3.0f;
         fresh = true;
-        settled = !V_CODES;
+        settled = true;
     }
 
     // For value scales from 512 on: p times such a scale must be an f16.

@@ -13,25 +13,25 @@ struct DecodeParams {
 KIVI_CHECK_SIZE(DecodeParams);
 
 constexpr u32 QUERIES = 8;
+constexpr u32 ROUND = 4;  // queries of which the warps' sums are added at a time
 constexpr u32 TILE = K_CODES && V_CODES && HEAD_DIM * (K_BITS + V_BITS) <= 2048 ? 32 : 16;
 constexpr u32 M_TILES = TILE / 16;
 constexpr u32 STAGES = KIVI_STAGES;
+
+// What lanes read together lies 128 bytes apart: with so many bytes more behind each 128, in different banks.
+constexpr u32 K_PARAMS_PAD = 16, V_PAD = 32;
+template <u32 PAD>
+__device__ constexpr u32 padded(u32 at) { return at + at / 128 * PAD; }
+
 constexpr u32 K_BYTES = K_CODES ? TILE * K_WORDS * 4 : TILE * ROW_STRIDE * 2;
-constexpr u32 K_PARAM_BYTES = K_CODES ? HEAD_DIM * 4 : 0;
-constexpr u32 V_BYTES = V_CODES ? TILE * V_WORDS * 4 : TILE * ROW_STRIDE * 2;
+constexpr u32 K_PARAM_BYTES = K_CODES ? padded<K_PARAMS_PAD>(HEAD_DIM * 4) : 0;
+constexpr u32 V_BYTES = V_CODES ? padded<V_PAD>(TILE * V_WORDS * 4) : TILE * ROW_STRIDE * 2;
 constexpr u32 V_PARAM_BYTES = V_CODES ? TILE * VALUE_GROUPS * 4 : 0;
 constexpr u32 K_PARAMS_AT = K_BYTES, V_AT = K_PARAMS_AT + K_PARAM_BYTES, V_PARAMS_AT = V_AT + V_BYTES;
 constexpr u32 STAGE_BYTES = V_PARAMS_AT + V_PARAM_BYTES;
 constexpr u32 ROWS_TILES = (64 * HEAD_DIM + STAGE_BYTES / 2) / STAGE_BYTES;  // 16 rows in bytes of packed tiles
 constexpr u32 ROWS_COST = ROWS_TILES > 1 ? ROWS_TILES : 1;
 constexpr u32 MAX_SPANS = 32;  // planned at a time
-
-// Whether tiles come by the copy engine. Rows are padded, which it does not do.
-#if KIVI_NO_BULK || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
-#define KIVI_BULK 0
-#else
-#define KIVI_BULK (KIVI_K_BITS < 16 && KIVI_V_BITS < 16)
-#endif
 
 constexpr float K_FOLD = 16.0f;         // in q'; q < 2 and scales below 512 make q' < 2^14
 constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales
@@ -58,15 +58,16 @@ struct Span {
 };
 
 struct Shared {
+    uint4 zeros[(STEPS + 1) / 2 * WARP];
     Act q[QUERIES][ROW_STRIDE];
     float largest[WARPS][QUERIES];
     float total[WARPS][QUERIES];
-    float sums[WARPS / 2][QUERIES][HEAD_DIM];
+    float sums[WARPS][ROUND][HEAD_DIM < 64 ? 64 : HEAD_DIM];  // as many as add_partials needs
     Span spans[MAX_SPANS];
-    u64 barriers[WARPS][STAGES];
     u64 scan[WARPS];
     u64 line, row_start;  // where the spans stop; where their last row starts
-    u32 row, n_spans, last;
+    Extent extent;  // of row extent_row
+    u32 row, extent_row, n_spans, last;
 };
 constexpr u32 STAGES_AT = (sizeof(Shared) + 127) / 128 * 128;
 static_assert(STAGES_AT + WARPS * STAGES * STAGE_BYTES <= KIVI_SHARED, "more shared memory than the launch has");
@@ -121,25 +122,34 @@ struct Line {
     __device__ u32 block_at(u64 x) const { return (u32)divide((x + 1) * blocks + length - 1, length) - 1; }
 };
 
-// Measures the line, and finds the row where this block's piece starts: s.line, s.row, s.row_start.
+// Measures the line, and finds the row where this block's piece starts: s.line, s.row, s.row_start, s.extent.
 __device__ Line measure(const DecodeParams& p, Shared& s) {
-    u32 rows = p.attend.rows;
-    Line line = {0, p.attend.cache.n_kv_heads * p.query_blocks, 0};
+    u32 rows = p.attend.rows, units = p.attend.cache.n_kv_heads * p.query_blocks;
+    Line line = {0, units, 0};
+    Extent extent = {};
+    u64 cost = 0, end = 0;  // of the last row that was looked at: all of it, if there are no more rows than threads
+    auto look = [&](u32 base, u64 before) {
+        u64 total, row = base + threadIdx.x;
+        cost = 0;
+        if (row < rows) {
+            extent = extent_of(p, row);
+            cost = extent.cost() * (u64)units;
+        }
+        end = before + block_scan(s, cost, &total);
+        return total;
+    };
     for (u32 base = 0; base < rows; base += BLOCK) {
-        u64 total, cost = base + threadIdx.x < rows ? extent_of(p, base + threadIdx.x).cost() : 0;
-        block_scan(s, cost, &total);
-        line.length += total * line.units;
+        line.length += look(base, 0);
     }
     line.blocks = (u32)min((u64)gridDim.x, (line.length + WARPS - 1) / WARPS);
     u64 x = blockIdx.x < line.blocks ? line.start(blockIdx.x) : 0, before = 0;
     for (u32 base = 0; before <= x && base < rows; base += BLOCK) {
-        u64 total, row = base + threadIdx.x, cost = row < rows ? extent_of(p, row).cost() * (u64)line.units : 0;
-        u64 end = before + block_scan(s, cost, &total);
+        before += rows <= BLOCK ? line.length : look(base, before);
         if (end - cost <= x && x < end) {
-            s.row = row;
+            s.row = s.extent_row = base + threadIdx.x;
             s.row_start = end - cost;
+            s.extent = extent;
         }
-        before += total;
     }
     s.line = x;
     __syncthreads();
@@ -149,10 +159,15 @@ __device__ Line measure(const DecodeParams& p, Shared& s) {
 // The span at s.line, and moves on to the next.
 __device__ Span next_span(const DecodeParams& p, Shared& s, const Line& line, u64 end) {
     Span span;
-    span.extent = extent_of(p, s.row);
-    while (span.extent.cost() == 0) {
-        s.row += 1;
-        span.extent = extent_of(p, s.row);
+    for (;; s.row += 1) {
+        if (s.row != s.extent_row) {
+            s.extent_row = s.row;
+            s.extent = extent_of(p, s.row);
+        }
+        span.extent = s.extent;
+        if (span.extent.cost() > 0) {
+            break;
+        }
     }
     u64 cost = span.extent.cost();
     span.row = s.row;

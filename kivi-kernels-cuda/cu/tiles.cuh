@@ -73,20 +73,30 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
     }
 }
 
-// A tile of which both sides are packed, and lie in a stage.
-__device__ __forceinline__ void use_packed(const Span& span, const char* stage, u32 token, const Queries& q, State& s) {
+// Logits of a tile of which keys are packed.
+__device__ __forceinline__ void packed_logits(const char* stage, bool wide, const Queries& q, const State& s,
+                                              float (&y)[M_TILES][4]) {
+    if (!K_CODES) {
+        row_logits(stage, q, s, y);
+    } else if (wide) {
+        code_logits<true>(stage, q, s, y);
+    } else {
+        code_logits<false>(stage, q, s, y);
+    }
+}
+
+// A tile of which both sides are packed, and lie in a stage; tokens from start on are seen.
+__device__ __forceinline__ void use_packed(const char* stage, u32 token, u32 start, u32 at, const Queries& q,
+                                           State& s) {
     float y[M_TILES][4];
     u32 p[M_TILES][2];
-    if (K_CODES) {
-        code_logits(stage, q, s, y);
-    } else {
-        row_logits(stage, q, s, y);
+    Wide wide = find_wide(stage);
+    packed_logits(stage, wide.k, q, s, y);
+    mask(y, q, token, start, token + TILE, at);
+    if (wide.v) {
+        s.widen();
     }
-    mask(y, q, token, span.extent.start, span.extent.end, span.extent.at);
     if (V_CODES) {
-        if (any_wide(stage + V_PARAMS_AT, V_PARAM_BYTES)) {
-            s.widen();
-        }
         softmax(s, y, p, __half());
         mix_codes(stage, s, p);
     } else {
@@ -97,23 +107,22 @@ __device__ __forceinline__ void use_packed(const Span& span, const char* stage, 
 
 // A tile of which one side is packed, or packed up to a token within it. Values that are not packed have scales of
 // zero; tiles behind this one have no packed values.
-__device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, const char* stage,
-                                          u32 token, const Queries& q, State& s) {
+__device__ __noinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, const char* stage,
+                                       u32 token, const Queries& q, State& s) {
     const Extent& e = span.extent;
     float y[M_TILES][4];
     u32 p[M_TILES][2];
+    Wide wide = find_wide(stage);
     if (K_CODES && token >= e.k_packed) {
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
             loose_logits(c, sh, span, q, s, token + 16 * m, e.start, e.end, y[m]);
         }
-    } else if (K_CODES) {
-        code_logits(stage, q, s, y);
     } else {
-        row_logits(stage, q, s, y);
+        packed_logits(stage, wide.k, q, s, y);
     }
     mask(y, q, token, e.start, e.end, e.at);
-    if (V_CODES && any_wide(stage + V_PARAMS_AT, V_PARAM_BYTES)) {
+    if (wide.v) {
         s.widen();
     }
     softmax(s, y, p, Act());
@@ -128,6 +137,7 @@ __device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, cons
             halves[m][0] = to_f16(p[m][0]);
             halves[m][1] = to_f16(p[m][1]);
         }
+        unsettle(s);
         mix_codes(stage, s, halves);
     }
     if (token + TILE > e.v_packed) {

@@ -9,6 +9,8 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
+#define __grid_constant__
 #define __shared__ static  // one block runs at a time
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -26,6 +28,10 @@ struct alignas(8) float2 {
     float x, y;
 };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 

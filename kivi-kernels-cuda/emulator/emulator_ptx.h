@@ -121,6 +121,11 @@ inline u32 multiply_f16(u32 a, u32 b) {
                 emulator_element(a, 1, false) * emulator_element(b, 1, false), __half());
 }
 
+inline u32 max_f16(u32 a, u32 b) {
+    return pack(fmaxf(emulator_element(a, 0, false), emulator_element(b, 0, false)),
+                fmaxf(emulator_element(a, 1, false), emulator_element(b, 1, false)), __half());
+}
+
 struct EmulatorCopy {
     void* to;
     const void* from;
@@ -141,23 +146,13 @@ struct EmulatorGroups {
     std::vector<EmulatorCopy> open;
 };
 
-// A barrier of bulk copies.
-struct EmulatorBarrier {
-    std::vector<EmulatorCopy> copies;
-    long expected = 0;
-    u32 phase = 0;
-    bool armed = false;
-};
-
 inline EmulatorGroups emulator_groups[1024];
-inline std::map<u64*, EmulatorBarrier> emulator_barriers;
 inline struct EmulatorReset {
     EmulatorReset() {
         emulator_at_block_start([] {
             for (EmulatorGroups& groups : emulator_groups) {
                 groups = {};
             }
-            emulator_barriers.clear();
         });
     }
 } emulator_reset;
@@ -178,40 +173,6 @@ void wait_async() {
     for (; committed.size() > PENDING; committed.pop_front()) {
         for (const EmulatorCopy& copy : committed.front()) {
             copy.make();
-        }
-    }
-}
-
-inline void bulk_begin(u64* barrier) { emulator_barriers[barrier] = {}; }
-inline void bulk_fence() {}
-inline void bulk_expect(u64* barrier, u32 bytes) {
-    EmulatorBarrier& x = emulator_barriers.at(barrier);
-    if (x.armed) {
-        emulator_fail("a barrier's phase has two beginnings");
-    }
-    x.armed = true;
-    x.expected += bytes;
-}
-inline void bulk_copy(void* shared, const void* global, u32 bytes, u64* barrier) {
-    EmulatorCopy copy = {shared, global, bytes};
-    copy.queue();
-    EmulatorBarrier& x = emulator_barriers.at(barrier);
-    x.expected -= bytes;
-    x.copies.push_back(copy);
-}
-inline void bulk_wait(u64* barrier, u32 parity) {
-    EmulatorBarrier& x = emulator_barriers.at(barrier);
-    for (;; emulator_pause()) {
-        if (x.armed && x.expected == 0) {
-            for (const EmulatorCopy& copy : x.copies) {
-                copy.make();
-            }
-            x.copies.clear();
-            x.armed = false;
-            x.phase ^= 1;
-        }
-        if (x.phase != parity) {
-            return;
         }
     }
 }

@@ -27,7 +27,7 @@ std::string read(const std::filesystem::path& path) {
 
 // A function for each kernel that takes its only argument by address.
 std::string entries(const std::string& source) {
-    std::regex kernel(R"(__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\((\w+) \w+\))");
+    std::regex kernel(R"(__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\((?:const __grid_constant__ )?(\w+) \w+\))");
     std::string text;
     for (std::sregex_iterator at(source.begin(), source.end(), kernel), end; at != end; ++at) {
         std::string name = (*at)[1], type = (*at)[2];

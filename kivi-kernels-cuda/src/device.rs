@@ -14,8 +14,7 @@ use crate::{Act, CudaError, ops, probe};
 
 /// One stream of one CUDA device, with activations of type `A`.
 ///
-/// With `KIVI_SYNC=1` in the environment every op waits until it is done, so that a fault carries the name of its kernel. With
-/// `KIVI_NO_BULK=1` kernels are compiled as for a device before Hopper, without its copy engine.
+/// With `KIVI_SYNC=1` in the environment every op waits until it is done, so that a fault carries the name of its kernel.
 pub struct Cuda<A> {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) stream: Arc<CudaStream>,
@@ -96,9 +95,7 @@ impl<A: Act> Cuda<A> {
         }
         let context = Arc::clone(stream.context());
         let name = context.name().map_err(CudaError::driver("the device's name"))?;
-        let no_bulk = is_set("KIVI_NO_BULK").then_some("-DKIVI_NO_BULK=1");
-        let defines: Vec<&str> = [A::DEFINE].into_iter().chain(no_bulk).collect();
-        let jit = Jit::new(&properties.arch, properties.limits, &defines)?;
+        let jit = Jit::new(&properties.arch, properties.limits, &[A::DEFINE])?;
         let scratch = Scratch::new(scratch, properties.multiprocessors)?;
         let sync = is_set("KIVI_SYNC");
         Ok(Self { context, stream, jit, scratch, sync, name, act: PhantomData })

@@ -90,7 +90,7 @@ impl Shape {
     /// How to launch; none if a block cannot hold a single tile a warp.
     pub fn plan(&self, limits: Limits) -> Option<Plan> {
         // A block's own structures: queries, sums of half the warps, spans (`Shared` in decode.cu).
-        let fixed = self.head_dim * 144 + 4096;
+        let fixed = self.head_dim.max(64) * 160 + 4096;
         let (warps, stage) = (BLOCK / 32, self.stage_bytes());
         let plan = |blocks: usize| {
             // The driver keeps a kilobyte of each block's.
@@ -120,11 +120,16 @@ impl Shape {
     fn stage_bytes(&self) -> usize {
         let codes = self.k_bits < 16 && self.v_bits < 16;
         let tile = if codes && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 };
-        let side = |bits: usize, params: usize| {
-            if bits < 16 { tile * self.head_dim * bits / 8 + params } else { tile * (self.head_dim + 8) * 2 }
+        let padded = |bytes: usize, pad: usize| bytes + bytes / 128 * pad;
+        let side = |bits: usize, pad: usize, params: usize| {
+            if bits < 16 {
+                padded(tile * self.head_dim * bits / 8, pad) + params
+            } else {
+                tile * (self.head_dim + 8) * 2
+            }
         };
         let groups = self.head_dim.div_ceil(self.group_size);
-        side(self.k_bits, 4 * self.head_dim) + side(self.v_bits, 4 * tile * groups)
+        side(self.k_bits, 0, padded(4 * self.head_dim, 16)) + side(self.v_bits, 32, 4 * tile * groups)
     }
 
     /// The definitions that the sources read.
