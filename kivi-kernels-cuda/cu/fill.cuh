@@ -12,6 +12,7 @@ constexpr u32 CHUNKS = HEAD_DIM / 8;                // of 16 bytes, of a row
 struct Span {
     u32 seq, head, len;  // tokens from len on are new
     u32 low, high;
+    u32 start;  // plus a new token: its row
 };
 
 // A dequantized pair of neighbouring channels, the first of which is even; finite.
@@ -62,13 +63,19 @@ __device__ __forceinline__ void fill_row(const Cache& c, const Side& side, const
 }
 
 // Brings TILE tokens from token on, all of them new and seen: nothing is to be looked up.
-__device__ __forceinline__ void fill_new(const Cache& c, const Side& side, const Span& span, u32 token,
-                                         Act (*to)[ROW_STRIDE]) {
-    const Act* rows = new_row(c, side, span.seq, span.head, token);
+__device__ __forceinline__ void fill_new(const Side& side, const Span& span, u32 token, Act (*to)[ROW_STRIDE]) {
+    constexpr u32 AT_ONCE = THREADS / CHUNKS;
+    u32 first = threadIdx.x / CHUNKS, channel = threadIdx.x % CHUNKS * 8;
+    const Act* from = side.rows + (u64)(span.start + token + first) * side.row_stride + span.head * HEAD_DIM + channel;
+    if (THREADS % CHUNKS && first >= AT_ONCE) {
+        return;
+    }
 #pragma unroll
-    for (u32 i = threadIdx.x; i < TILE * CHUNKS; i += THREADS) {
-        u32 row = i / CHUNKS, channel = i % CHUNKS * 8;
-        copy_async(&to[row][channel], rows + row * side.row_stride + channel);
+    for (u32 row = 0; row < TILE; row += AT_ONCE) {
+        if (TILE % AT_ONCE == 0 || row + first < TILE) {
+            copy_async(&to[row + first][channel], from);
+        }
+        from += AT_ONCE * side.row_stride;
     }
 }
 
@@ -76,8 +83,8 @@ __device__ __forceinline__ void fill_new(const Cache& c, const Side& side, const
 __device__ __forceinline__ void fill_tile(const Cache& c, const Span& span, u32 token, Act (*k)[ROW_STRIDE],
                                           Act (*v)[ROW_STRIDE]) {
     if (token >= max(span.len, span.low) && token + TILE <= span.high) {
-        fill_new(c, c.k, span, token, k);
-        fill_new(c, c.v, span, token, v);
+        fill_new(c.k, span, token, k);
+        fill_new(c.v, span, token, v);
         return;
     }
     u32 row = threadIdx.x / PER_ROW;

@@ -310,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KIVI_PREFILL_BLOCKS) prefi
     }
     Seen of_block = seen_by(work.first, min(work.first + BLOCK_ROWS - 1, end), len, ratio, a.window);
     Seen of_warp = seen_by(min(warp_first, end), min(warp_first + WARP_ROWS - 1, end), len, ratio, a.window);
-    Span span = {work.seq, work.head, len, of_block.low, of_block.high};
+    Span span = {work.seq, work.head, len, of_block.low, of_block.high, c.row_start[work.seq] - len};
     u32 first = span.low / TILE, tiles = active ? (span.high + TILE - 1) / TILE - first : 0;
 
     load_queries(a, sh, work, ratio);
