@@ -1,17 +1,21 @@
 // append.cu: writing the cache of one layout, each element read once; cache.cu has the kernels for the others.
-//   append   grid (2 n_kv_heads, parts, n_seqs): keys of the heads, then values; the parts share a head's new tokens
+//   append       grid (2 n_kv_heads, parts, n_seqs): keys of the heads, then values; the parts share a head's new tokens
+//   append_step  grid (n_kv_heads / heads, n_seqs): few new tokens; a warp for the keys of a head, and one for the values
 //
 // One launch does a step, prompts too. All reading and writing of a ring is one block's: part 0 of a head packs what is
-// due from the ring, then stores new rows there. Other tiles come from the new rows alone.
+// due from the ring, then stores new rows there. Other tiles come from the new rows alone. In a step of few tokens it is
+// one warp's, but for keys that are due: a whole window at a time, for which the warps of a block come together.
 //
-// A tile is TILE tokens. A thread holds 8 channels (16 bytes) of DEPTH neighbouring tokens in registers; LANES threads
-// hold a row. Smallest and largest elements meet in shared memory, where a thread makes two neighbours' scales and
+// A tile is TILE tokens. A thread holds 8 channels (16 bytes) of DEPTH neighbouring tokens in registers, in a step 2 of
+// values; LANES threads hold a row. Smallest and largest elements meet in shared memory, where a thread makes two neighbours' scales and
 // zeros. What does not count (sinks, tokens that are not due, channels beyond the head) is NaN: no scale sees it, its
 // code is 0.
 #include "codes.cuh"
 
 struct AppendParams {
     Cache cache;
+    u32 heads;  // of a block of append_step
+    u32 unused;
 };
 KIVI_CHECK_SIZE(AppendParams);
 
@@ -36,8 +40,9 @@ struct Source {
     u32 len, residual;
 };
 
+template <u32 N>
 struct Run {
-    uint4 row[DEPTH];
+    uint4 row[N];
 };
 
 __device__ __forceinline__ u32 lane_of_row() { return threadIdx.x % LANES; }
@@ -76,19 +81,20 @@ __device__ __forceinline__ u32 part_of(const uint4& x, u32 i) {
 }
 
 // The thread's tokens from `token` on; NaN for those outside [begin, end).
-__device__ __forceinline__ void load(Run& run, const Source& s, u32 token, u32 begin, u32 end) {
+template <u32 N>
+__device__ __forceinline__ void load(Run<N>& run, const Source& s, u32 token, u32 begin, u32 end) {
     const Act* fresh = s.fresh + token * s.stride;
     bool in_head = lane_of_row() < ROW_LANES;
-    if (in_head && token >= max(begin, s.len) && token + DEPTH <= end) {
+    if (in_head && token >= max(begin, s.len) && token + N <= end) {
 #pragma unroll
-        for (u32 t = 0; t < DEPTH; ++t) {
+        for (u32 t = 0; t < N; ++t) {
             run.row[t] = __ldcs((const uint4*)(fresh + t * s.stride));
         }
         return;
     }
     const Act* ring = s.ring + token % s.residual * HEAD_DIM;  // a run does not wrap: residual is a multiple of 32
 #pragma unroll
-    for (u32 t = 0; t < DEPTH; ++t) {
+    for (u32 t = 0; t < N; ++t) {
         run.row[t] = make_uint4(NANS, NANS, NANS, NANS);
         if (in_head && token + t >= begin && token + t < end) {
             run.row[t] = *(const uint4*)(token + t < s.len ? ring + t * HEAD_DIM : fresh + t * s.stride);
@@ -105,7 +111,7 @@ __device__ __forceinline__ u32 inverse_of(u32 params) {
 }
 
 // Threads that share groups and wait for each other: a warp, unless a group is more.
-constexpr u32 K_TEAM = GROUP_SIZE * LANES / DEPTH <= WARP ? WARP : BLOCK, V_TEAM = WARP;
+constexpr u32 K_TEAM = GROUP_SIZE * LANES / DEPTH <= WARP ? WARP : BLOCK;
 
 template <u32 TEAM>
 __device__ __forceinline__ void team_sync() {
@@ -152,7 +158,7 @@ __device__ void pack_keys(const Cache& c, const Source& source, u32 seq, u32 hea
     __shared__ u32 partial[2][TILE / DEPTH][PAIRS];
     __shared__ Params params[TILE / GROUP_SIZE][PAIRS];
     u32 lane = lane_of_row(), token = first + first_of_run();
-    Run run;
+    Run<DEPTH> run;
     load(run, source, token, max(begin, c.sinks), end);
     if (lane < ROW_LANES) {
 #pragma unroll
@@ -301,16 +307,23 @@ __device__ __forceinline__ void store_values(u32* pair, u32 (&w)[4], bool even, 
     }
 }
 
-// Values: tokens [begin, end) of a tile that starts at `first`.
+// Tokens of a warp whose threads hold N each.
+template <u32 N>
+constexpr u32 OF_WARP = WARP / LANES * N;
+
+// Values: the tokens of a warp from `first` on that are in [begin, end).
+template <u32 N>
 __device__ void pack_values(const Cache& c, const Source& source, u32 seq, u32 head, u32 first, u32 begin, u32 end) {
-    constexpr u32 GROUP_LANES = GROUP_SIZE / 8;
-    __shared__ u32 partial[2][DEPTH / 2][BLOCK];
-    __shared__ Params params[TILE / 2][VALUE_GROUPS];
-    u32 lane = lane_of_row(), token = first + first_of_run();
-    Run run;
+    constexpr u32 GROUP_LANES = GROUP_SIZE / 8, PAIRS = OF_WARP<N> / 2;
+    __shared__ u32 partials[WARPS][2][N / 2][WARP];
+    __shared__ Params params_of_warps[WARPS][PAIRS][VALUE_GROUPS];
+    auto& partial = partials[threadIdx.x / WARP];
+    auto& params = params_of_warps[threadIdx.x / WARP];
+    u32 lane = lane_of_row(), of_run = threadIdx.x % WARP / LANES * N, token = first + of_run;
+    Run<N> run;
     load(run, source, token, begin, end);
 #pragma unroll
-    for (u32 t = 0; t < DEPTH; t += 2) {
+    for (u32 t = 0; t < N; t += 2) {
         u32 smallest[2], largest[2];
 #pragma unroll
         for (u32 h = 0; h < 2; ++h) {
@@ -319,25 +332,23 @@ __device__ void pack_values(const Cache& c, const Source& source, u32 seq, u32 h
             largest[h] = max2(max2(x.x, x.y), max2(x.z, x.w));
         }
         u32 low = low_halves(smallest[0], smallest[1]), high = high_halves(smallest[0], smallest[1]);
-        partial[0][t / 2][threadIdx.x] = min2(low, high);
+        partial[0][t / 2][threadIdx.x % WARP] = min2(low, high);
         low = low_halves(largest[0], largest[1]), high = high_halves(largest[0], largest[1]);
-        partial[1][t / 2][threadIdx.x] = max2(low, high);
+        partial[1][t / 2][threadIdx.x % WARP] = max2(low, high);
     }
-    team_sync<V_TEAM>();
-    constexpr u32 OF_TEAM = TILE / 2 * VALUE_GROUPS * V_TEAM / BLOCK;
-    for (u32 n = threadIdx.x % V_TEAM; n < OF_TEAM; n += V_TEAM) {
-        u32 i = threadIdx.x / V_TEAM * OF_TEAM + n;
+    __syncwarp();
+    for (u32 i = threadIdx.x % WARP; i < PAIRS * VALUE_GROUPS; i += WARP) {
         u32 pair = i / VALUE_GROUPS, group = i % VALUE_GROUPS, at = first + 2 * pair;
         bool due[2] = {at >= begin && at < end, at + 1 >= begin && at + 1 < end};
         if (!due[0] && !due[1]) {
             continue;
         }
-        u32 at_lane = 2 * pair / DEPTH * LANES + group * GROUP_LANES, smallest = NANS, largest = NANS;
+        u32 at_lane = 2 * pair / N * LANES + group * GROUP_LANES, smallest = NANS, largest = NANS;
 #pragma unroll
         for (u32 j = 0; j < GROUP_LANES; ++j) {
             if (HEAD_DIM % GROUP_SIZE == 0 || group * GROUP_LANES + j < ROW_LANES) {
-                smallest = min2(smallest, partial[0][pair % (DEPTH / 2)][at_lane + j]);
-                largest = max2(largest, partial[1][pair % (DEPTH / 2)][at_lane + j]);
+                smallest = min2(smallest, partial[0][pair % (N / 2)][at_lane + j]);
+                largest = max2(largest, partial[1][pair % (N / 2)][at_lane + j]);
             }
         }
         Params both = params_pair(smallest, largest, V_CODE_BITS);
@@ -346,8 +357,8 @@ __device__ void pack_values(const Cache& c, const Source& source, u32 seq, u32 h
         store_halves(stored, both.x, due[0], due[1]);
         store_halves(stored + VALUE_GROUPS, both.y, due[0], due[1]);
     }
-    team_sync<V_TEAM>();
-    if (!__any_sync(ALL_LANES, token < end && token + DEPTH > begin)) {
+    __syncwarp();
+    if (!__any_sync(ALL_LANES, token < end && token + N > begin)) {
         return;
     }
     u32* page = page_at(c, seq, head, min(max(token, begin), end - 1));
@@ -355,7 +366,7 @@ __device__ void pack_values(const Cache& c, const Source& source, u32 seq, u32 h
     u32 group = lane / GROUP_LANES;
     constexpr u32 ONES = (1 + (1u << V_CODE_BITS)) * 0x10001u;
 #pragma unroll
-    for (u32 t = 0; t < DEPTH; t += 2) {
+    for (u32 t = 0; t < N; t += 2) {
         u32 at = token + t;
         bool even = at >= begin && at < end, odd = at + 1 >= begin && at + 1 < end;
         if (!__any_sync(ALL_LANES, even || odd)) {
@@ -363,7 +374,7 @@ __device__ void pack_values(const Cache& c, const Source& source, u32 seq, u32 h
         }
         Params both = make_uint4(0, 0, 0, 0);
         if (group < VALUE_GROUPS && (even || odd)) {
-            both = params[(first_of_run() + t) / 2][group];
+            both = params[(of_run + t) / 2][group];
         }
         Group groups[2] = {group_of<V_CODE_BITS>(both, 0), group_of<V_CODE_BITS>(both, 1)};
         u32 w[4];
@@ -381,53 +392,110 @@ __device__ void pack_values(const Cache& c, const Source& source, u32 seq, u32 h
     }
 }
 
-// to := rows [begin, end) of the new ones; `to` is told the token.
-template <class To>
-__device__ __forceinline__ void store_rows(const Source& source, u32 begin, u32 end, u32 step, To to) {
-    for (u32 token = begin + threadIdx.x / LANES; token < end; token += step) {
+// What a step has for one side of a head of a sequence.
+struct Step {
+    Source source;
+    u32 end;           // tokens after it
+    u32 packed, next;  // packed before and after it
+};
+
+template <bool KEYS>
+constexpr bool CODES = KEYS ? K_CODES : V_CODES;
+
+template <bool KEYS>
+__device__ __forceinline__ Step step_of(const Cache& c, const Side& side, u32 seq, u32 head) {
+    u32 channel = lane_of_row() * 8, len = c.len[seq], rows = c.row_start[seq];
+    const Act* fresh = side.rows + ((long long)rows - len) * (long long)side.row_stride + head * HEAD_DIM + channel;
+    Step step = {{fresh, nullptr, side.row_stride, len, c.residual}, len + (c.row_start[seq + 1] - rows), 0, 0};
+    if (CODES<KEYS>) {
+        step.source.ring = (Act*)slot_row(c, side.ring, c.residual, seq, head, 0) + channel;
+        step.next = side.packed_next[seq];
+        step.packed = KEYS ? side.packed[seq] : max(side.packed[seq], c.sinks);
+    }
+    return step;
+}
+
+// to := rows [begin, end) of the new ones, by BY threads, `every` rows at a time; `to` is told the token.
+template <u32 BY, class To>
+__device__ __forceinline__ void store_rows(const Source& source, u32 begin, u32 end, u32 every, To to) {
+    for (u32 token = begin + threadIdx.x % BY / LANES; token < end; token += every) {
         if (lane_of_row() < ROW_LANES) {
             *(uint4*)to(token) = __ldcs((const uint4*)(source.fresh + token * source.stride));
         }
     }
 }
 
+// Rows of a side without codes, to their pages.
+template <u32 BY>
+__device__ __forceinline__ void store_pages(const Cache& c, const Side& side, const Step& step, u32 seq, u32 head,
+                                            u32 begin, u32 every) {
+    store_rows<BY>(step.source, begin, step.end, every, [&](u32 token) {
+        u32* row = page_at(c, seq, head, token) + side.codes_start + token % PAGE_TOKENS * (HEAD_DIM / 2);
+        return (Act*)row + lane_of_row() * 8;
+    });
+}
+
+// Rows that stay whole, to ring and sinks.
+template <u32 BY>
+__device__ __forceinline__ void store_window(const Cache& c, const Side& side, const Step& step, u32 seq, u32 head) {
+    const Source& source = step.source;
+    store_rows<BY>(source, max(source.len, step.next), step.end, BY / LANES, [&](u32 token) {
+        return source.ring + token % c.residual * HEAD_DIM;
+    });
+    Act* sinks = (Act*)slot_row(c, side.sink, c.sinks, seq, head, 0) + lane_of_row() * 8;
+    store_rows<BY>(source, source.len, min(step.end, c.sinks), BY / LANES, [&](u32 token) {
+        return sinks + token * HEAD_DIM;
+    });
+}
+
+// A block's part of many tokens.
 template <bool KEYS>
-__device__ __forceinline__ void append_side(const Cache& c, const Side& side, u32 seq, u32 head) {
-    u32 channel = lane_of_row() * 8, part = blockIdx.y, parts = gridDim.y;
-    u32 len = c.len[seq], rows = c.row_start[seq], end = len + (c.row_start[seq + 1] - rows);
-    const Act* fresh = side.rows + ((long long)rows - len) * (long long)side.row_stride + head * HEAD_DIM + channel;
-    Source source = {fresh, nullptr, side.row_stride, len, c.residual};
-    if (KEYS ? !K_CODES : !V_CODES) {
-        u32 begin = len + part * (BLOCK / LANES);
-        store_rows(source, begin, end, parts * (BLOCK / LANES), [&](u32 token) {
-u32* row = page_at(c, seq, head, token) + side.codes_start + token % PAGE_TOKENS * (HEAD_DIM / 2);
-            return (Act*)row + channel;
-        });
+__device__ __forceinline__ void append_many(const Cache& c, const Side& side, u32 seq, u32 head, u32 part, u32 parts) {
+    Step step = step_of<KEYS>(c, side, seq, head);
+    if (!CODES<KEYS>) {
+        u32 at_once = BLOCK / LANES;
+        store_pages<BLOCK>(c, side, step, seq, head, step.source.len + part * at_once, parts * at_once);
         return;
     }
-    source.ring = (Act*)slot_row(c, side.ring, c.residual, seq, head, 0) + channel;
-    u32 next = side.packed_next[seq], packed = KEYS ? side.packed[seq] : max(side.packed[seq], c.sinks);
-    auto pack = [&](u32 tile) {
-        u32 begin = max(tile * TILE, packed), stop = min((tile + 1) * TILE, next);
-        if (begin < stop) {
-            KEYS ? pack_keys(c, source, seq, head, tile * TILE, begin, stop)
-                 : pack_values(c, source, seq, head, tile * TILE, begin, stop);
+    auto pack = [&](u32 first) {
+        u32 begin = max(first, step.packed), stop = min(first + TILE, step.next);
+        if (begin < stop && KEYS) {
+            pack_keys(c, step.source, seq, head, first, begin, stop);
+        } else if (begin < stop) {
+            u32 own = first + threadIdx.x / WARP * OF_WARP<DEPTH>;
+            pack_values<DEPTH>(c, step.source, seq, head, own, begin, stop);
         }
     };
-    u32 from_ring = (len + TILE - 1) / TILE;  // tiles below this one may have rows of the ring
-    u32 tile = part == 0 ? min(packed / TILE, from_ring) : from_ring + part;
-    for (; tile * (u64)TILE < next; tile += tile < from_ring ? 1 : parts) {
-        pack(tile);
+    u32 from_ring = (step.source.len + TILE - 1) / TILE;  // tiles below this one may have rows of the ring
+    u32 tile = part == 0 ? min(step.packed / TILE, from_ring) : from_ring + part;
+    for (; tile * (u64)TILE < step.next; tile += tile < from_ring ? 1 : parts) {
+        pack(tile * TILE);
     }
     if (part == 0) {
         __syncthreads();
-        u32 rows_at_once = BLOCK / LANES;
-        store_rows(source, max(len, next), end, rows_at_once, [&](u32 token) {
-            return source.ring + token % c.residual * HEAD_DIM;
-        });
-        Act* sinks = (Act*)slot_row(c, side.sink, c.sinks, seq, head, 0) + channel;
-        store_rows(source, len, min(end, c.sinks), rows_at_once, [&](u32 token) { return sinks + token * HEAD_DIM; });
+        store_window<BLOCK>(c, side, step, seq, head);
     }
+}
+
+// A warp's part of a step, unless keys are due.
+template <bool KEYS>
+__device__ __forceinline__ void append_few(const Cache& c, const Side& side, u32 seq, u32 head) {
+    Step step = step_of<KEYS>(c, side, seq, head);
+    if (!CODES<KEYS>) {
+        store_pages<WARP>(c, side, step, seq, head, step.source.len, WARP / LANES);
+        return;
+    }
+    if (KEYS && step.packed < step.next) {
+        return;
+    }
+    if (!KEYS) {
+        constexpr u32 EACH = OF_WARP<2>;
+        for (u32 first = step.packed / EACH * EACH; first < step.next; first += EACH) {
+            pack_values<2>(c, step.source, seq, head, first, step.packed, step.next);
+            __syncwarp();
+        }
+    }
+    store_window<WARP>(c, side, step, seq, head);
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
@@ -437,8 +505,27 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
         return;
     }
     if (blockIdx.x < c.n_kv_heads) {
-        append_side<true>(c, c.k, seq, head);
+        append_many<true>(c, c.k, seq, head, blockIdx.y, gridDim.y);
     } else {
-        append_side<false>(c, c.v, seq, head);
+        append_many<false>(c, c.v, seq, head, blockIdx.y, gridDim.y);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams p) {
+    const Cache& c = p.cache;
+    u32 first = blockIdx.x * p.heads, seq = blockIdx.y, warp = threadIdx.x / WARP, head = first + warp / 2;
+    bool due = K_CODES && c.k.packed[seq] < c.k.packed_next[seq];
+    if (!c.active[seq]) {
+        return;
+    }
+    if (warp < 2 * p.heads && head < c.n_kv_heads) {
+        if (warp % 2) {
+            append_few<false>(c, c.v, seq, head);
+        } else {
+            append_few<true>(c, c.k, seq, head);
+        }
+    }
+    for (head = first; due && head < min(first + p.heads, c.n_kv_heads); ++head) {
+        append_many<true>(c, c.k, seq, head, 0, 1);
     }
 }

@@ -1,25 +1,24 @@
 // prefill.cu: attention of many rows a sequence, on tensor cores (FlashAttention-2, arXiv 2307.08691).
-//   grid (blocks of query rows, n_kv_heads)
+//   grid (blocks of query rows * n_kv_heads)
 //
 // The query rows of a sequence and KV head are its new tokens times the query heads that share the KV head: row m is
 // head m % ratio of new token m / ratio. A block has BLOCK_ROWS of them, a warp 16 or 32, and goes over the tokens in
 // tiles of TILE: from pages (dequantized), ring, sinks and the new rows alike, brought to shared memory a tile ahead.
 // Sequences with few new rows are decode.cu's.
-#include "codes.cuh"
-#include "row.cuh"
+#include "fill.cuh"
 
 struct PrefillParams {
     AttendParams attend;
-    u32 few;  // sequences with so many new rows, or fewer, are not this kernel's
-    u32 unused;
+    u32 few;       // sequences with so many new rows, or fewer, are not this kernel's
+    u32 together;  // KV heads whose blocks run at the same time
 };
 KIVI_CHECK_SIZE(PrefillParams);
 
-constexpr u32 TILE = KIVI_PREFILL_TILE, STAGES = KIVI_PREFILL_STAGES;
 constexpr u32 M_TILES = KIVI_PREFILL_M_TILES;  // of 16 rows, a warp
 constexpr u32 N_TILES = TILE / 8;
-constexpr u32 BLOCK_ROWS = WARPS * M_TILES * 16;
-constexpr u32 PER_ROW = BLOCK / TILE;     // threads that bring one token
+constexpr u32 WARP_ROWS = M_TILES * 16, BLOCK_ROWS = KIVI_PREFILL_WARPS * WARP_ROWS;
+constexpr float LOWEST = -3e38f;  // below all logits, and not infinite
+constexpr float SLACK = 7.0f;  // a weight is at most 2^SLACK
 
 struct Shared {
     Act q[BLOCK_ROWS][ROW_STRIDE];
@@ -30,15 +29,16 @@ static_assert(sizeof(Shared) <= KIVI_PREFILL_SHARED, "more shared memory than th
 
 // The query rows of a block.
 struct Work {
-    u32 seq, first;  // row of the sequence's m rows
-    u32 rows;        // m rows of the sequence
+    u32 seq, head;
+    u32 first;  // row of the sequence's m rows
+    u32 rows;   // m rows of the sequence
     bool found;
 };
 
-// The block's rows. Blocks that come first have the last rows, which see most.
-__device__ Work find_work(const PrefillParams& p, u32 ratio) {
+// Rows number `block` of those of all sequences.
+__device__ Work find_rows(const PrefillParams& p, u32 ratio, u32 block) {
     const Cache& c = p.attend.cache;
-    u32 lane = threadIdx.x % WARP, block = gridDim.x - 1 - blockIdx.x;
+    u32 lane = threadIdx.x % WARP;
     for (u32 base = 0; base < c.n_seqs; base += WARP) {
         u32 seq = base + lane, rows = seq < c.n_seqs ? c.row_start[seq + 1] - c.row_start[seq] : 0;
         u32 blocks = rows > p.few ? (rows * ratio + BLOCK_ROWS - 1) / BLOCK_ROWS : 0, end = blocks;
@@ -50,73 +50,28 @@ __device__ Work find_work(const PrefillParams& p, u32 ratio) {
         if (hit) {
             u32 from = __ffs(hit) - 1;
             u32 first = __shfl_sync(ALL_LANES, (block - (end - blocks)) * BLOCK_ROWS, from);
-            return {base + from, first, __shfl_sync(ALL_LANES, rows * ratio, from), true};
+            return {base + from, 0, first, __shfl_sync(ALL_LANES, rows * ratio, from), true};
         }
         block -= __shfl_sync(ALL_LANES, end, WARP - 1);
     }
-    return {0, 0, 0, false};
+    return {0, 0, 0, 0, false};
 }
 
-// A dequantized pair of neighbouring channels, the first of which is even; finite.
-__device__ __forceinline__ u32 value_pair(float low_code, float high_code, float2 scale, float2 zero) {
-    float limit = KIVI_ACT_BF16 ? INFINITY : 65504.0f;
-    float low = fminf(low_code * scale.x + zero.x, limit), high = fminf(high_code * scale.y + zero.y, limit);
-    return pack(low, high, Act());
-}
-
-__device__ __forceinline__ u32 key_codes(const Row& row, u32 channel) {
-    constexpr u32 PER_WORD = 32 / K_CODE_BITS, MASK = (1u << K_CODE_BITS) - 1;
-    u32 codes = ((const u32*)row.data)[channel / PER_WORD] >> channel % PER_WORD / 2 * K_CODE_BITS;
-    uint2 params = *(const uint2*)(row.params + channel);  // scales, zeros
-    return value_pair((float)(codes & MASK), (float)(codes >> 16 & MASK),
-                      make_float2(half_at(params.x, 0), half_at(params.x, 16)),
-                      make_float2(half_at(params.y, 0), half_at(params.y, 16)));
-}
-
-__device__ __forceinline__ u32 value_codes(const Row& row, u32 channel) {
-    constexpr u32 PER_UNIT = 16 / V_CODE_BITS, MASK = (1u << V_CODE_BITS) - 1;
-    u32 place = place_of(HEAD_DIM, channel);
-    u32 codes = ((const u32*)row.data)[place / PER_UNIT] >> (row.shift + place % PER_UNIT * V_CODE_BITS);
-    const u32* params = row.params + channel / GROUP_SIZE;
-    float scale = half_at(params[0], row.shift), zero = half_at(params[VALUE_GROUPS], row.shift);
-    return value_pair((float)(codes & MASK), (float)(codes >> V_CODE_BITS & MASK), make_float2(scale, scale),
-                      make_float2(zero, zero));
-}
-
-// Brings the row of a token with PER_ROW threads; zeros if it is not seen.
-template <bool KEY>
-__device__ __forceinline__ void load_row(const Cache& c, const Side& side, u32 seq, u32 head, u32 token, bool seen,
-                                         Act* to) {
-    u32 part = threadIdx.x % PER_ROW;
-    Row row = {Row::FULL, nullptr, nullptr, 0};
-    if (seen) {
-        row = find_row(c, side, seq, head, token);
-    }
-    if ((KEY ? K_CODES : V_CODES) && row.form == Row::CODES) {
-        for (u32 channel = 2 * part; channel < HEAD_DIM; channel += 2 * PER_ROW) {
-            *(u32*)(to + channel) = KEY ? key_codes(row, channel) : value_codes(row, channel);
-        }
-        return;
-    }
-    const Act* from = seen ? (const Act*)row.data : c.k.rows;  // an address to name, from which nothing is read
-    for (u32 channel = 8 * part; channel < HEAD_DIM; channel += 8 * PER_ROW) {
-        copy_async(to + channel, seen ? from + channel : from, seen);
-    }
-}
-
-// Brings the tokens from token on that are in [low, high).
-__device__ __forceinline__ void load_tile(const Cache& c, Shared& sh, u32 stage, u32 seq, u32 token, u32 low,
-                                          u32 high) {
-    u32 row = threadIdx.x / PER_ROW, head = blockIdx.y;
-    bool seen = token + row >= low && token + row < high;
-    load_row<true>(c, c.k, seq, head, token + row, seen, sh.k[stage][row]);
-    load_row<false>(c, c.v, seq, head, token + row, seen, sh.v[stage][row]);
+// The block's rows. The heaviest are first, which are the last of a sequence: what ends the launch is light. They are so
+// of `together` heads at a time, whose keys and values stay in the second-level cache.
+__device__ Work find_work(const PrefillParams& p, u32 ratio) {
+    u32 heads = p.attend.cache.n_kv_heads, blocks = gridDim.x / heads;
+    u32 base = blockIdx.x / (blocks * p.together) * p.together;
+    u32 within = blockIdx.x - base * blocks, wide = min(p.together, heads - base);
+    Work work = find_rows(p, ratio, blocks - 1 - within / wide);
+    work.head = base + within % wide;
+    return work;
 }
 
 // What a warp has so far of its rows; lane 4 g + t: rows 16 m + 8 h + g.
 struct State {
     float sum[M_TILES][2 * STEPS][4];
-    float largest[M_TILES][2];
+    float base[M_TILES][2];  // a logit, times scale, that weights are relative to
     float total[M_TILES][2];
 };
 
@@ -199,29 +154,15 @@ __device__ __forceinline__ void mask(float (&s)[M_TILES][N_TILES][4], const Line
     }
 }
 
-// Logits become weights, relative to the largest so far; earlier sums follow.
-__device__ __forceinline__ void softmax(float (&s)[M_TILES][N_TILES][4], State& state, float scale) {
+// Sums follow weights that are now relative to the largest logit of the tile, where that is larger.
+__device__ __forceinline__ void raise(State& state, const float (&largest)[M_TILES][2]) {
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
 #pragma unroll
         for (u32 h = 0; h < 2; ++h) {
-            float largest = state.largest[m][h];
-#pragma unroll
-            for (u32 n = 0; n < N_TILES; ++n) {
-                largest = fmaxf(largest, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
-            }
-            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
-            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
-            float base = largest == -INFINITY ? 0.0f : largest * scale;
-            float by = exp2_fast(state.largest[m][h] * scale - base), total = 0.0f;
-            state.largest[m][h] = largest;
-#pragma unroll
-            for (u32 n = 0; n < N_TILES; ++n) {
-                s[m][n][2 * h] = exp2_fast(s[m][n][2 * h] * scale - base);
-                s[m][n][2 * h + 1] = exp2_fast(s[m][n][2 * h + 1] * scale - base);
-                total += s[m][n][2 * h] + s[m][n][2 * h + 1];
-            }
-            state.total[m][h] = state.total[m][h] * by + total;
+            float base = fmaxf(state.base[m][h], largest[m][h]), by = exp2_fast(state.base[m][h] - base);
+            state.base[m][h] = base;
+            state.total[m][h] *= by;
 #pragma unroll
             for (u32 i = 0; i < 2 * STEPS; ++i) {
                 state.sum[m][i][2 * h] *= by;
@@ -231,9 +172,78 @@ __device__ __forceinline__ void softmax(float (&s)[M_TILES][N_TILES][4], State& 
     }
 }
 
-// Out rows; those of a sequence that is not active are 0.
-__device__ void finish(const AttendParams& a, const Work& work, u32 ratio, State& state, bool active) {
+// The largest logits of the tile, times scale; raises the base if one is far above it.
+__device__ __forceinline__ void follow(const float (&s)[M_TILES][N_TILES][4], State& state, float scale) {
+    float largest[M_TILES][2];
+    bool above = false;
+#pragma unroll
+    for (u32 m = 0; m < M_TILES; ++m) {
+#pragma unroll
+        for (u32 h = 0; h < 2; ++h) {
+            float x = -INFINITY;
+#pragma unroll
+            for (u32 n = 0; n < N_TILES; ++n) {
+                x = fmaxf(x, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+            }
+            x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+            largest[m][h] = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2)) * scale;
+            above = above || largest[m][h] > state.base[m][h] + SLACK;
+        }
+    }
+    if (__any_sync(ALL_LANES, above)) {
+        raise(state, largest);
+    }
+}
+
+// Logits become weights.
+__device__ __forceinline__ void softmax(float (&s)[M_TILES][N_TILES][4], State& state, float scale) {
+    follow(s, state, scale);
+#pragma unroll
+    for (u32 m = 0; m < M_TILES; ++m) {
+#pragma unroll
+        for (u32 n = 0; n < N_TILES; ++n) {
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) {
+                s[m][n][e] = exp2_fast(s[m][n][e] * scale - state.base[m][e / 2]);
+                state.total[m][e / 2] += s[m][n][e];
+            }
+        }
+    }
+}
+
+// Calls move(element, channel, offset, there) for each 16 bytes of the warp's rows, in shared memory and at offset of an
+// array [rows, n_heads * head_dim] with such a stride.
+template <class Move>
+__device__ __forceinline__ void each_chunk(const AttendParams& a, const Work& work, u32 ratio, u64 stride, Move move) {
+    u32 warp = threadIdx.x / WARP;
+    for (u32 i = threadIdx.x % WARP; i < WARP_ROWS * CHUNKS; i += WARP) {
+        u32 row = warp * WARP_ROWS + i / CHUNKS, channel = i % CHUNKS * 8, line = work.first + row;
+        u64 token = a.cache.row_start[work.seq] + line / ratio, head = work.head * ratio + line % ratio;
+        move(row, channel, token * stride + head * HEAD_DIM + channel, line < work.rows);
+    }
+}
+
+__device__ __forceinline__ bool is_aligned(const void* array, u64 stride) {
+    return ((u64)array | stride * sizeof(Act)) % 16 == 0;
+}
+
+// The warp's queries; zeros behind the last.
+__device__ void load_queries(const AttendParams& a, Shared& sh, const Work& work, u32 ratio) {
+    bool aligned = is_aligned(a.q, a.q_stride);
+    each_chunk(a, work, ratio, a.q_stride, [&](u32 row, u32 channel, u64 offset, bool there) {
+        if (aligned) {
+            return copy_async(&sh.q[row][channel], there ? a.q + offset : a.q, there);
+        }
+        for (u32 e = 0; e < 8; ++e) {
+            sh.q[row][channel + e] = there ? a.q[offset + e] : Act{};
+        }
+    });
+}
+
+// Out rows, by way of the queries' place; those of a sequence that is not active are 0.
+__device__ void finish(const AttendParams& a, Shared& sh, const Work& work, u32 ratio, State& state, bool active) {
     u32 warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    __syncwarp();
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
 #pragma unroll
@@ -241,33 +251,39 @@ __device__ void finish(const AttendParams& a, const Work& work, u32 ratio, State
             float total = state.total[m][h];
             total += __shfl_xor_sync(ALL_LANES, total, 1);
             total += __shfl_xor_sync(ALL_LANES, total, 2);
-            u32 line = work.first + (warp * M_TILES + m) * 16 + 8 * h + g;
-            if (line >= work.rows) {
-                continue;
-            }
-            u64 row = a.cache.row_start[work.seq] + line / ratio, head = blockIdx.y * ratio + line % ratio;
-            Act* out = a.out + row * a.out_stride + head * HEAD_DIM + 2 * t;
+            float by = active ? 1.0f / total : 0.0f;
+            u32* row = (u32*)&sh.q[warp * WARP_ROWS + 16 * m + 8 * h + g][2 * t];
 #pragma unroll
             for (u32 i = 0; i < 2 * STEPS; ++i) {
-                for (u32 e = 0; e < 2; ++e) {
-                    store(&out[8 * i + e], active ? state.sum[m][i][2 * h + e] / total : 0.0f);
-                }
+                row[4 * i] = pack(state.sum[m][i][2 * h] * by, state.sum[m][i][2 * h + 1] * by, Act());
             }
         }
     }
+    __syncwarp();
+    bool aligned = is_aligned(a.out, a.out_stride);
+    each_chunk(a, work, ratio, a.out_stride, [&](u32 row, u32 channel, u64 offset, bool there) {
+        if (there && aligned) {
+            *(uint4*)(a.out + offset) = *(const uint4*)&sh.q[row][channel];
+        } else if (there) {
+            for (u32 e = 0; e < 8; ++e) {
+                a.out[offset + e] = sh.q[row][channel + e];
+            }
+        }
+    });
 }
 
-// The block's queries; zeros behind the last.
-__device__ void load_queries(const AttendParams& a, Shared& sh, const Work& work, u32 ratio) {
-    for (u32 i = threadIdx.x; i < BLOCK_ROWS * HEAD_DIM; i += BLOCK) {
-        u32 line = work.first + i / HEAD_DIM;
-        u64 row = a.cache.row_start[work.seq] + line / ratio, head = blockIdx.y * ratio + line % ratio;
-        bool there = line < work.rows;
-        sh.q[i / HEAD_DIM][i % HEAD_DIM] = there ? a.q[row * a.q_stride + head * HEAD_DIM + i % HEAD_DIM] : Act{};
-    }
+// Tokens that rows of the m rows [from, to] of a sequence see: some row [low, high), every row [all_low, all_high).
+struct Seen {
+    u32 low, high, all_low, all_high;
+};
+
+__device__ __forceinline__ Seen seen_by(u32 from, u32 to, u32 len, u32 ratio, u32 window) {
+    u32 oldest = len + from / ratio + 1, newest = len + to / ratio + 1;
+    return {window && oldest > window ? oldest - window : 0, newest, window && newest > window ? newest - window : 0,
+            oldest};
 }
 
-extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, 1) prefill(PrefillParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, KIVI_PREFILL_BLOCKS) prefill(PrefillParams p) {
     Shared& sh = *(Shared*)dynamic_shared();
     const AttendParams& a = p.attend;
     const Cache& c = a.cache;
@@ -276,54 +292,58 @@ extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, 1) prefill(PrefillParam
     if (!work.found) {
         return;
     }
-    u32 len = c.len[work.seq];
+    u32 len = c.len[work.seq], end = work.rows - 1;
     bool active = c.active[work.seq];
     State state = {};
     Lines lines;
     float scale = a.scale * LOG2_E;
+    u32 warp_first = work.first + warp * WARP_ROWS;
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
 #pragma unroll
         for (u32 h = 0; h < 2; ++h) {
-            u32 line = min(work.first + (warp * M_TILES + m) * 16 + 8 * h + g, work.rows - 1);
+            u32 line = min(warp_first + 16 * m + 8 * h + g, end);
             lines.at[m][h] = len + line / ratio;
-            lines.slope[m][h] = KIVI_ALIBI ? a.alibi[blockIdx.y * ratio + line % ratio] : 0.0f;
-            state.largest[m][h] = -INFINITY;
+            lines.slope[m][h] = KIVI_ALIBI ? a.alibi[work.head * ratio + line % ratio] : 0.0f;
+            state.base[m][h] = LOWEST;
         }
     }
-    // Tokens that any row of the block sees, and what all rows of the warp see.
-    u32 last = min(work.first + BLOCK_ROWS, work.rows) - 1;
-    u32 high = len + last / ratio + 1, lowest = len + work.first / ratio;
-    u32 low = a.window && lowest + 1 > a.window ? lowest + 1 - a.window : 0;
-    u32 warp_first = min(work.first + warp * M_TILES * 16, work.rows - 1);
-    u32 warp_last = min(work.first + (warp + 1) * M_TILES * 16, work.rows) - 1;
-    u32 warp_low = len + warp_first / ratio, warp_high = len + max(warp_last, warp_first) / ratio;
-    u32 first = low / TILE, tiles = active ? (high + TILE - 1) / TILE - first : 0;
+    Seen of_block = seen_by(work.first, min(work.first + BLOCK_ROWS - 1, end), len, ratio, a.window);
+    Seen of_warp = seen_by(min(warp_first, end), min(warp_first + WARP_ROWS - 1, end), len, ratio, a.window);
+    Span span = {work.seq, work.head, len, of_block.low, of_block.high, c.row_start[work.seq] - len};
+    u32 first = span.low / TILE, tiles = active ? (span.high + TILE - 1) / TILE - first : 0;
 
     load_queries(a, sh, work, ratio);
     if (STAGES > 1 && tiles > 0) {
-        load_tile(c, sh, 0, work.seq, first * TILE, low, high);
+        fill_tile(c, span, first * TILE, sh.k[0], sh.v[0]);
     }
-    commit_async();
     for (u32 i = 0; i < tiles; ++i) {
-        u32 token = (first + i) * TILE, ahead = i + STAGES - 1, stage = i % STAGES;
-        if (ahead < tiles) {
-            load_tile(c, sh, ahead % STAGES, work.seq, (first + ahead) * TILE, low, high);
+        u32 token = (first + i) * TILE, stage = i % STAGES, ahead = i + STAGES - 1;
+        if (STAGES > 1) {
+            commit_async();
+            wait_async<0>();
+            __syncthreads();  // the tile is there, and all have done with the one before
         }
-        commit_async();
-        wait_async<STAGES - 1>();
-        __syncthreads();
-        if (token <= warp_high) {
+        if (ahead < tiles) {
+            fill_tile(c, span, (first + ahead) * TILE, sh.k[ahead % STAGES], sh.v[ahead % STAGES]);
+        }
+        if (STAGES == 1) {
+            commit_async();
+            wait_async<0>();
+            __syncthreads();
+        }
+        if (token < of_warp.high && token + TILE > of_warp.low) {
             float s[M_TILES][N_TILES][4] = {};
             logits(sh, stage, s);
-            bool whole = token + TILE <= warp_low + 1 && (a.window == 0 || warp_high - token < a.window);
-            if (KIVI_ALIBI || !whole) {
+            if (KIVI_ALIBI || token < of_warp.all_low || token + TILE > of_warp.all_high) {
                 mask(s, lines, token, a.window, a.scale);
             }
             softmax(s, state, scale);
             mix(sh, stage, s, state);
         }
-        __syncthreads();
+        if (STAGES == 1) {
+            __syncthreads();
+        }
     }
-    finish(a, work, ratio, state, active);
+    finish(a, sh, work, ratio, state, active);
 }

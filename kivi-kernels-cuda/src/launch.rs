@@ -7,7 +7,7 @@ use crate::device::Cuda;
 use crate::jit::{Source, Variant};
 use crate::{Act, CudaError};
 
-/// Threads of a block of every kernel, eight warps; the sources are told when they are compiled.
+/// Threads of a block of every kernel that does not say otherwise, eight warps; the sources are told when they are compiled.
 pub(crate) const BLOCK: usize = 256;
 
 /// Blocks for a kernel that loops over `elements` with the threads of its whole grid: enough to fill any device.
@@ -51,6 +51,21 @@ impl<A: Act> Cuda<A> {
         grid: [usize; 3],
         params: P,
     ) -> Result<(), CudaError> {
+        // SAFETY: as the caller says.
+        unsafe { self.launch_blocks(source, variant, (grid, BLOCK), params) }
+    }
+
+    /// The same with blocks of so many threads, which `source` must be compiled for.
+    ///
+    /// # Safety
+    /// As for [`Self::launch`].
+    pub(crate) unsafe fn launch_blocks<P: Pod>(
+        &self,
+        source: &'static Source,
+        variant: Variant,
+        (grid, threads): ([usize; 3], usize),
+        params: P,
+    ) -> Result<(), CudaError> {
         let (kernel, [x, y, z]) = (variant.kernel, grid);
         if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
             return Err(CudaError::Grid { kernel, grid });
@@ -63,11 +78,11 @@ impl<A: Act> Cuda<A> {
         let params = Params(params);
         let config = LaunchConfig {
             grid_dim: (x as u32, y as u32, z as u32),
-            block_dim: (BLOCK as u32, 1, 1),
+            block_dim: (threads as u32, 1, 1),
             shared_mem_bytes: variant.shared as u32,
         };
         let mut launch = self.stream.launch_builder(&function);
-        // SAFETY: the caller vouches for `params`; the kernel takes one struct, and blocks of `BLOCK` threads.
+        // SAFETY: the caller vouches for `params`; the kernel takes one struct, and blocks of so many threads.
         let queued = unsafe { launch.arg(&params).launch(config) };
         queued.map_err(CudaError::driver(kernel))?;
         if self.sync { self.stream.synchronize().map_err(CudaError::driver(kernel)) } else { Ok(()) }

@@ -56,6 +56,7 @@ macro_rules! headers {
 const HEADERS: &[(&str, &str)] = &headers![
     "codes.cuh",
     "copies.cuh",
+    "fill.cuh",
     "kivi.cuh",
     "page.cuh",
     "products.cuh",

@@ -41,6 +41,10 @@ pub(crate) struct Plan {
 /// Tiles of the kernel for many rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PrefillPlan {
+    /// Blocks that a multiprocessor holds at a time.
+    pub blocks: usize,
+    /// Warps of a block.
+    pub warps: usize,
     /// Tiles of 16 rows of a warp.
     pub m_tiles: usize,
     /// Tokens of a tile.
@@ -54,7 +58,7 @@ pub(crate) struct PrefillPlan {
 impl PrefillPlan {
     /// Query rows of a block.
     pub fn rows(&self) -> usize {
-        BLOCK / 32 * 16 * self.m_tiles
+        self.warps * 16 * self.m_tiles
     }
 }
 
@@ -107,13 +111,19 @@ impl Shape {
     fn prefill(&self, limits: Limits) -> Option<PrefillPlan> {
         // The sums of 32 rows of a longer head do not fit the registers of a warp.
         let m_tiles = if self.head_dim <= 128 { 2 } else { 1 };
-        let plans = [(m_tiles, 64, 2), (m_tiles, 64, 1), (m_tiles, 32, 1), (1, 32, 1)];
-        let plan = |(m_tiles, tile, stages)| {
-            let plan = PrefillPlan { m_tiles, tile, stages, shared: 0 };
+        // While one block makes weights, another multiplies. Short of that, as many rows as can be to each tile.
+        let pairs = [(2, 2, 64, 2), (2, 2, 64, 1)].into_iter().filter(|_| m_tiles == 2);
+        let single = [(1, m_tiles, 64, 2), (1, m_tiles, 64, 1), (1, m_tiles, 32, 1), (1, 1, 32, 1)];
+        let plan = |(blocks, m_tiles, tile, stages)| {
+            let plan = PrefillPlan { blocks, warps: 8 / blocks, m_tiles, tile, stages, shared: 0 };
             let shared = 2 * (self.head_dim + 8) * (plan.rows() + 2 * stages * tile);
             PrefillPlan { shared, ..plan }
         };
-        plans.map(plan).into_iter().find(|plan| plan.shared <= limits.per_block)
+        // The driver keeps a kilobyte of each block's.
+        let fits = |plan: &PrefillPlan| {
+            plan.shared <= (limits.per_multiprocessor / plan.blocks - 1024).min(limits.per_block)
+        };
+        pairs.chain(single).map(plan).find(fits)
     }
 
     /// Bytes of a tile in shared memory: `STAGE_BYTES` in decode.cu.
@@ -144,6 +154,8 @@ impl Shape {
             ("BLOCKS_PER_SM", plan.blocks),
             ("STAGES", plan.stages),
             ("SHARED", plan.shared),
+            ("PREFILL_BLOCKS", plan.prefill.blocks),
+            ("PREFILL_WARPS", plan.prefill.warps),
             ("PREFILL_M_TILES", plan.prefill.m_tiles),
             ("PREFILL_TILE", plan.prefill.tile),
             ("PREFILL_STAGES", plan.prefill.stages),

@@ -7,6 +7,7 @@ use super::cache::{self, Cache};
 use super::{decode, rows, source};
 use crate::device::Cuda;
 use crate::jit::Variant;
+use crate::launch::BLOCK;
 use crate::raw::{RawAppend, RawCache, RawStep};
 use crate::{Act, CudaError};
 
@@ -16,11 +17,19 @@ source!(shaped "append.cu": AppendParams);
 const TILE: usize = 256;
 /// Most blocks that share one head of one sequence; they loop where there is more.
 const MAX_PARTS: usize = 4096;
+/// A step with no more new rows a sequence is a warp's for each head.
+const FEW: usize = 8;
+/// Most heads of a block then: a warp for keys and one for values.
+const MAX_HEADS: usize = BLOCK / 64;
+/// Blocks that are enough for any device: with fewer heads to a block, keys that are due take less time.
+const ENOUGH: usize = 256;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct AppendParams {
     cache: Cache,
+    heads: u32,
+    unused: u32,
 }
 
 pub(crate) fn append<A: Act>(cuda: &Cuda<A>, op: AppendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
@@ -42,9 +51,15 @@ pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Resul
         // SAFETY: as the caller says.
         return unsafe { cache::append(cuda, params, (cache, step)) };
     };
-    let variant = Variant { kernel: "append", shape: Some(shape), shared: 0 };
-    let parts = step.max_new.div_ceil(TILE).clamp(1, MAX_PARTS);
-    let grid = [2 * cache.n_kv_heads, parts, step.n_seqs];
-    // SAFETY: as the caller says; the kernel keeps to what counts and page tables say is due.
-    unsafe { cuda.launch_variant(&SOURCE, variant, grid, AppendParams { cache: params }) }
+    let heads = (cache.n_kv_heads * step.n_seqs).div_ceil(ENOUGH).clamp(1, MAX_HEADS);
+    let (kernel, grid) = if step.max_new <= FEW {
+        ("append_step", [cache.n_kv_heads.div_ceil(heads), step.n_seqs, 1])
+    } else {
+        let parts = step.max_new.div_ceil(TILE).clamp(1, MAX_PARTS);
+        ("append", [2 * cache.n_kv_heads, parts, step.n_seqs])
+    };
+    let variant = Variant { kernel, shape: Some(shape), shared: 0 };
+    let params = AppendParams { cache: params, heads: heads as u32, unused: 0 };
+    // SAFETY: as the caller says; the kernels keep to what counts and page tables say is due.
+    unsafe { cuda.launch_variant(&SOURCE, variant, grid, params) }
 }

@@ -43,6 +43,11 @@ impl AttendParams {
         self.cache.n_kv_heads as usize
     }
 
+    /// Bytes of the new keys and values of a KV head.
+    pub fn bytes_of_head(&self) -> usize {
+        self.rows() * 8 * self.cache.row_words as usize
+    }
+
     /// Query heads to a KV head.
     pub fn ratio(&self) -> usize {
         (self.n_heads / self.cache.n_kv_heads) as usize

@@ -51,7 +51,7 @@ pub(super) struct Cache {
     page_tokens: u32,
     sinks: u32,
     kv_dtype: u32,
-    row_words: u32,
+    pub row_words: u32,
     page_words: u32,
     value_groups: u32,
     pub n_seqs: u32,
