@@ -190,6 +190,9 @@ impl Jit {
         shape: Option<Shape>,
     ) -> Result<Arc<CudaModule>, CudaError> {
         let entry = self.compiler.entry(source, shape);
+        // Another `Jit` of this process may be compiling the same: one does, the others read what it kept.
+        let turn = disk::turn(&entry);
+        let _mine = lock(&turn);
         if let Some(cubin) = disk::read(&entry)
             && let Ok(module) = context.load_module(Ptx::from_binary(cubin))
         {

@@ -29,7 +29,7 @@ pub fn run() -> Result<()> {
     build(&home).context("building the emulator")?;
     let args = env::args_os().skip(1).filter(|arg| arg != "--emulate");
     let status = Command::new(env::current_exe()?)
-        .args(args.chain(["--device", "cuda"].map(OsString::from)))
+        .args(args.chain(["--device", "cuda", "--jobs", "1"].map(OsString::from)))
         .env("LD_LIBRARY_PATH", home.join("lib64"))
         .env("CUDA_HOME", &home)
         .env("KIVI_CACHE_DIR", home.join("cache"))
