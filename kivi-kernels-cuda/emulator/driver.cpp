@@ -214,6 +214,7 @@ Result cuInit(unsigned) {
     reverse = getenv("EMULATOR_REVERSE");
     return SUCCESS;
 }
+Result cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
 Result cuDeviceGetCount(int* n) { return *n = 1, SUCCESS; }
 Result cuDeviceGet(int* device, int) { return *device = 0, SUCCESS; }
 Result cuDeviceGetName(char* name, int size, int) { return snprintf(name, size, "emulator"), SUCCESS; }

@@ -49,5 +49,5 @@ pub use buffer::CudaBuffer;
 pub use cudarc;
 pub use device::Cuda;
 pub use error::CudaError;
-pub use probe::device_count;
+pub use probe::{DeviceInfo, device_count, devices};
 pub use view::{View, ViewMut};

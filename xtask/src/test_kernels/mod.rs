@@ -2,7 +2,7 @@
 //! can be copied to a machine with a GPU.
 
 mod compile;
-mod emulate;
+pub(crate) mod emulate;
 mod report;
 mod sanitize;
 mod workers;
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     let known = args.op.is_empty() || ops.contains(&args.op.as_str());
     ensure!(known, "--op: unknown op {:?}; known: {}", args.op, ops.join(", "));
     if args.emulate {
-        return emulate::run();
+        return emulate::again(&["--device", "cuda", "--jobs", "1"]);
     }
     let is_cpu = args.device == Device::Cpu;
     ensure!(!is_cpu || args.act.is_none(), "--act: the CPU computes in f32; give --device cuda");
