@@ -33,6 +33,7 @@
 //! run at the same time need one each. Calls make the stream's context current in the calling thread.
 
 mod act;
+mod blas;
 mod buffer;
 mod device;
 mod error;
@@ -42,6 +43,7 @@ mod measure;
 mod ops;
 mod probe;
 pub mod raw;
+mod staging;
 mod view;
 
 pub use act::Act;
