@@ -4,9 +4,10 @@ mod values;
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use kivi_quant::{Bits, GroupSize, KvDtype};
 
+pub use crate::device::{Device, Dtype};
 pub use values::{KvBits, LayerList, MAX_TOKENS, PromptIds};
 
 /// Transformer inference with a 2-bit key/value cache (KIVI).
@@ -41,6 +42,24 @@ pub enum Command {
     /// Say what a checkpoint is, and what its cache takes, without loading its weights
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
+    /// Say where kivi can compute, and why not elsewhere
+    Devices(DevicesArgs),
+}
+
+impl Command {
+    /// Where it computes and with which model; none if it does not.
+    pub fn computes(&self) -> Option<(&DeviceArgs, &ModelArgs)> {
+        match self {
+            Self::Generate(args) => Some((&args.run.device, &args.model)),
+            Self::Chat(args) => Some((&args.run.device, &args.model)),
+            Self::Perplexity(args) => Some((&args.device, &args.model)),
+            Self::Eval(args) => {
+                let EvalTask::Passkey(args) = &args.task;
+                Some((&args.device, &args.model))
+            }
+            Self::Inspect(_) | Self::Devices(_) => None,
+        }
+    }
 }
 
 const GENERATE_HELP: &str = "\
@@ -156,10 +175,13 @@ pub struct TemplateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Run")]
 pub struct DeviceArgs {
-    /// Where to compute: auto or cpu
-    #[arg(long, value_name = "DEVICE", default_value = "auto", hide_possible_values = true)]
+    /// Where to compute: auto (CUDA if it works), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
-    /// Threads to compute with; 0 means one a processor
+    /// Type of weights and activations on CUDA: auto (the checkpoint's; f16 if it is f32), f16 or bf16
+    #[arg(long, value_name = "DTYPE", default_value = "auto", hide_possible_values = true)]
+    pub dtype: Dtype,
+    /// Threads of the CPU to compute with; 0 means one a processor
     #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = values::threads,
           allow_negative_numbers = true)]
     pub threads: usize,
@@ -302,6 +324,14 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+/// Arguments of `devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Print one JSON array
+    #[arg(long, help_heading = "Run")]
+    pub json: bool,
+}
+
 /// Which model.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
@@ -420,9 +450,9 @@ pub struct CacheArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = values::sinks,
           allow_negative_numbers = true)]
     pub kv_sink: usize,
-    /// Type of what is kept in full precision: f16, bf16 or f32
-    #[arg(long, value_name = "DTYPE", default_value = "f16", value_parser = values::kv_dtype)]
-    pub kv_dtype: KvDtype,
+    /// Type of what is kept in full precision: f16, bf16 or f32 [default: f16, with bf16 activations bf16]
+    #[arg(long, value_name = "DTYPE", value_parser = values::kv_dtype)]
+    pub kv_dtype: Option<KvDtype>,
 }
 
 /// Layers whose cache has settings of its own.
@@ -447,13 +477,4 @@ pub struct CacheFileArgs {
     /// Write the cache of the text to this file, to be loaded by another run
     #[arg(long, value_name = "FILE")]
     pub save_cache: Option<PathBuf>,
-}
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The fastest there is.
-    Auto,
-    /// The processor.
-    Cpu,
 }

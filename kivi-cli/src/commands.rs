@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod chat;
+pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod inspect;

@@ -5,6 +5,7 @@ mod args;
 mod batch;
 mod chat;
 mod commands;
+mod device;
 mod eval;
 mod failure;
 mod format;
@@ -26,12 +27,12 @@ mod sizing;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
-use kivi_kernels_ref::Cpu;
+use kivi_kernels::Backend;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, Device, DeviceArgs, EvalTask};
+use crate::args::{Cli, Command};
+use crate::device::Chosen;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -48,42 +49,34 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a command on the backend that it asks for.
+/// Runs a command, on the backend that it asks for if it computes.
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    match &cli.command {
-        Command::Inspect(args) => commands::inspect::run(args, cli.quiet),
-        Command::Generate(args) => {
-            let backend = backend(&args.run.device)?;
-            commands::generate::run(&backend, args, cli.quiet)
-        }
-        Command::Chat(args) => {
-            let backend = backend(&args.run.device)?;
-            commands::chat::run(&backend, args, cli.quiet)
-        }
-        Command::Eval(args) => {
-            let EvalTask::Passkey(task) = &args.task;
-            let backend = backend(&task.device)?;
-            commands::eval::run(&backend, &args.task, cli.quiet)
-        }
-        Command::Perplexity(args) => {
-            let backend = backend(&args.device)?;
-            commands::perplexity::run(&backend, args, cli.quiet)
-        }
+    let Some((device, model)) = cli.command.computes() else {
+        return without_backend(&cli.command, cli.quiet);
+    };
+    match device::choose(device, model, !cli.quiet)? {
+        Chosen::Cpu(backend) => on(&backend, &cli.command, cli.quiet),
+        Chosen::CudaF16(backend) => on(&backend, &cli.command, cli.quiet),
+        Chosen::CudaBf16(backend) => on(&backend, &cli.command, cli.quiet),
     }
 }
 
-/// The backend that a command asks for: the only place that knows which there are.
-fn backend(args: &DeviceArgs) -> anyhow::Result<Cpu<f32>> {
-    match args.device {
-        Device::Auto | Device::Cpu => start_threads(args.threads).map(|()| Cpu::new()),
+fn on<B: Backend>(backend: &B, command: &Command, quiet: bool) -> anyhow::Result<()> {
+    match command {
+        Command::Generate(args) => commands::generate::run(backend, args, quiet),
+        Command::Chat(args) => commands::chat::run(backend, args, quiet),
+        Command::Eval(args) => commands::eval::run(backend, &args.task, quiet),
+        Command::Perplexity(args) => commands::perplexity::run(backend, args, quiet),
+        command => without_backend(command, quiet),
     }
 }
 
-/// Starts the threads of the CPU backend. The main thread is one of them: handing each op of a decode step to another
-/// thread and waiting for it costs more than many an op.
-fn start_threads(n: usize) -> anyhow::Result<()> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).use_current_thread();
-    pool.build_global().context("--threads: cannot be started")
+fn without_backend(command: &Command, quiet: bool) -> anyhow::Result<()> {
+    match command {
+        Command::Inspect(args) => commands::inspect::run(args, quiet),
+        Command::Devices(args) => commands::devices::run(args),
+        _ => Ok(()),
+    }
 }
 
 /// Sends logs to standard error; `RUST_LOG` wins over the flags.

@@ -1,5 +1,7 @@
 //! Where the model is: a directory, a repository of the hub, or the one that is part of the program.
 
+use std::sync::OnceLock;
+
 use anyhow::Result;
 use kivi_model::source::Source;
 
@@ -22,7 +24,17 @@ const EMBEDDED: Source = Source::Embedded {
 };
 
 /// The checkpoint that is asked for: a directory, else a model of the hub, which is downloaded; `progress` shows that.
+/// A run has one model: the second call asks nobody again.
 pub fn open(args: &ModelArgs, progress: bool) -> Result<Source> {
+    static OPENED: OnceLock<Source> = OnceLock::new();
+    if let Some(source) = OPENED.get() {
+        return Ok(source.clone());
+    }
+    let source = find(args, progress)?;
+    Ok(OPENED.get_or_init(|| source).clone())
+}
+
+fn find(args: &ModelArgs, progress: bool) -> Result<Source> {
     let Some(path) = args.model.as_ref().or(args.dir.as_ref()) else {
         return if args.revision.is_some() { Err(no_revisions("kivi-tiny")) } else { Ok(EMBEDDED) };
     };

@@ -3,12 +3,13 @@
 use std::hash::BuildHasher;
 
 use anyhow::Result;
+use kivi_kernels::DType;
 use kivi_model::config::ModelConfig;
 use kivi_model::generation_config::GenerationConfig;
 use kivi_model::rope::RopeScaling;
 use kivi_model::sampler::SamplingParams;
 use kivi_model::stop::StopStrings;
-use kivi_quant::{Bits, KiviConfig};
+use kivi_quant::{Bits, KiviConfig, KvDtype};
 
 use crate::args::{BitsArgs, CacheArgs, MAX_TOKENS, SamplingArgs};
 use crate::failure::Usage;
@@ -31,16 +32,21 @@ impl Seed {
     }
 }
 
-/// A cache with these widths.
-pub fn cache(args: &CacheArgs, k_bits: Bits, v_bits: Bits) -> Result<KiviConfig> {
+/// A cache with these widths, for activations of type `act`.
+pub fn cache(args: &CacheArgs, k_bits: Bits, v_bits: Bits, act: DType) -> Result<KiviConfig> {
     let config = KiviConfig::new(k_bits, v_bits, args.kv_group_size, args.kv_residual);
     // Widths and group size are valid by now, so what is left is the residual length.
     let config = config.map_err(|error| {
         let text = error.to_string();
         Usage(format!("--kv-residual: {}", text.strip_prefix("cache residual length: ").unwrap_or(&text)))
     })?;
-    let config = config.with_kv_dtype(args.kv_dtype).with_sink_tokens(args.kv_sink);
+    let config = config.with_kv_dtype(args.kv_dtype.unwrap_or(rows_of(act))).with_sink_tokens(args.kv_sink);
     config.map_err(|error| Usage(format!("--kv-sink: {error}")).into())
+}
+
+/// The type that rows in full precision have unless said: that of activations, where it has 16 bits.
+fn rows_of(act: DType) -> KvDtype {
+    if act == DType::Bf16 { KvDtype::Bf16 } else { KvDtype::F16 }
 }
 
 /// Widths of keys and values.

@@ -1,7 +1,7 @@
 //! What every command that runs a model needs first.
 
 use anyhow::{Result, anyhow};
-use kivi_kernels::{Backend, ErrorKind, KernelError};
+use kivi_kernels::{Backend, DType, Element, ErrorKind, KernelError};
 use kivi_model::chat::ChatTemplate;
 use kivi_model::engine::EngineError;
 use kivi_model::model::Model;
@@ -22,6 +22,14 @@ pub fn load<B: Backend>(backend: &B, source: &Source, progress: bool) -> Result<
     });
     bar.finish_and_clear();
     Ok((model?, weights_bytes))
+}
+
+/// What reports call the device: its name, and the type of activations where there is a choice.
+pub fn device<B: Backend>(backend: &B) -> String {
+    match B::Act::DTYPE {
+        DType::F16 | DType::Bf16 => format!("{} ({})", backend.name(), B::Act::DTYPE.name()),
+        _ => backend.name().to_owned(),
+    }
 }
 
 /// Why there is no engine, with the file at fault or what to ask less of.

@@ -34,7 +34,7 @@ fn wrong_flags() {
         (&["--seed", "abc"], &["--seed", "'abc'"]),
         (&["--seed", "-1"], &["--seed"]),
         (&["--stop", ""], &["--stop", "not empty"]),
-        (&["--device", "gpu"], &["--device", "auto, cpu"]),
+        (&["--device", "gpu"], &["--device", "auto, cpu, cuda or cuda:N"]),
         (&["--threads", "-1"], &["--threads", "from 0"]),
         (&["--promt", "a"], &["--promt", "--prompt"]),
         (&["-z"], &["'-z'"]),

@@ -1,6 +1,7 @@
 // linear.cu: embedding rows and products with weights, for weights in f32, f16 and bf16.
 //   embed   out[i] = table[tokens[i]]                          one block a row
-//   linear  out[i, j] = sum_c x[i, c] weight[j, c] + bias[j]   one block a tile of TILE x TILE outputs
+//   linear  out[i, j] = sum_c x[i, c] weight[j, c] + bias[j]   one block a tile of TILE x TILE outputs; for what gemv.cu and
+//           cuBLASLt do not take
 #include "kivi.cuh"
 
 struct EmbedParams {
@@ -76,6 +77,14 @@ __device__ void linear(const LinearParams& p) {
 extern "C" __global__ void embed_f32(EmbedParams p) { embed<float>(p); }
 extern "C" __global__ void embed_f16(EmbedParams p) { embed<__half>(p); }
 extern "C" __global__ void embed_bf16(EmbedParams p) { embed<__nv_bfloat16>(p); }
+
+// The bias of products that were made without it.
+extern "C" __global__ void add_bias(LinearParams p) {
+    Act* out = p.out + blockIdx.x * p.out_stride;
+    for (u64 j = threadIdx.x; j < p.out_features; j += BLOCK) {
+        store(&out[j], to_f32(out[j]) + p.bias[j]);
+    }
+}
 
 extern "C" __global__ void linear_f32(LinearParams p) { linear<float>(p); }
 extern "C" __global__ void linear_f16(LinearParams p) { linear<__half>(p); }

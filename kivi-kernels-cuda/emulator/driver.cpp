@@ -214,6 +214,7 @@ Result cuInit(unsigned) {
     reverse = getenv("EMULATOR_REVERSE");
     return SUCCESS;
 }
+Result cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
 Result cuDeviceGetCount(int* n) { return *n = 1, SUCCESS; }
 Result cuDeviceGet(int* device, int) { return *device = 0, SUCCESS; }
 Result cuDeviceGetName(char* name, int size, int) { return snprintf(name, size, "emulator"), SUCCESS; }
@@ -247,6 +248,9 @@ Result cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
 Result cuEventCreate(void** event, unsigned) { return *event = (void*)0x30, SUCCESS; }
 Result cuEventDestroy_v2(void*) { return SUCCESS; }
 Result cuEventRecord(void*, void*) { return SUCCESS; }
+Result cuEventSynchronize(void*) { return SUCCESS; }
+Result cuMemHostAlloc(void** host, size_t bytes, unsigned) { return *host = map(bytes), SUCCESS; }
+Result cuMemFreeHost(void*) { return SUCCESS; }
 Result cuStreamDestroy_v2(void*) { return SUCCESS; }
 Result cuStreamSynchronize(void*) { return SUCCESS; }
 Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = 1 << 30, SUCCESS; }

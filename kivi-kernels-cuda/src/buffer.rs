@@ -8,6 +8,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DriverError, result};
 use kivi_kernels::{Buffer, Element};
 
 use crate::CudaError;
+use crate::staging::Staging;
 
 /// An array in device memory, for the ops of one [`crate::Cuda`]: of its own ([`kivi_kernels::Backend::zeros`]), a slice of
 /// cudarc's ([`crate::Cuda::adopt`]), or memory of somebody else ([`Self::from_raw`]).
@@ -107,6 +108,20 @@ impl<T: Element> CudaBuffer<T> {
         // The driver takes a copy of pageable memory at once, but reads pinned memory when the queue gets there.
         let wait = if is_pinned(src) { stream.synchronize() } else { Ok(()) };
         copy.and(wait).map_err(CudaError::driver("copy to the device"))
+    }
+
+    /// The same by way of pinned memory.
+    pub(crate) fn write_staged(
+        &mut self,
+        stream: &CudaStream,
+        offset: usize,
+        src: &[T],
+        staging: &mut Staging,
+    ) -> Result<(), CudaError> {
+        self.check(offset, src.len())?;
+        // SAFETY: the range is in the buffer, which is freed in the order of the stream.
+        let copied = unsafe { staging.copy(stream, self.at(offset), bytemuck::cast_slice(src)) };
+        copied.map_err(CudaError::driver("copy to the device"))
     }
 
     /// Writes `pattern` again and again, until the buffer is full.

@@ -1,15 +1,17 @@
 //! A CUDA device as a backend.
 
 use core::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use kivi_kernels::{Backend, Element, Spec, ops as op};
 
+use crate::blas::Blas;
 use crate::buffer::CudaBuffer;
 use crate::jit::{Jit, Limits};
 use crate::ops::Scratch;
+use crate::staging::{self, Staging};
 use crate::{Act, CudaError, ops, probe};
 
 /// One stream of one CUDA device, with activations of type `A`.
@@ -21,6 +23,13 @@ pub struct Cuda<A> {
     pub(crate) jit: Jit,
     /// What the blocks of a decode step leave for each other.
     pub(crate) scratch: Scratch,
+    pub(crate) multiprocessors: usize,
+    /// cuBLASLt, loaded at the first product; none if it is not there.
+    blas: OnceLock<Option<Blas>>,
+    /// Most rows of products that are not cuBLASLt's.
+    pub(crate) gemv_rows: u64,
+    /// For large copies to the device; none before the first.
+    staging: Mutex<Option<Staging>>,
     /// Whether each launch waits.
     pub(crate) sync: bool,
     name: String,
@@ -34,7 +43,9 @@ impl<A: Act> Cuda<A> {
     /// [`CudaError::NoDevice`], [`CudaError::NoToolkit`], or a failure of the driver.
     pub fn new(ordinal: usize) -> Result<Self, CudaError> {
         let stream = primary(ordinal)?.new_stream();
-        Self::on_stream(stream.map_err(CudaError::driver("making a stream"))?)
+        let cuda = Self::on_stream(stream.map_err(CudaError::driver("making a stream"))?)?;
+        cuda.blas();
+        Ok(cuda)
     }
 
     /// In a stream of the caller's: everything is queued there, in the order of the calls, and ordered against other streams
@@ -84,6 +95,34 @@ impl<A: Act> Cuda<A> {
         &self.stream
     }
 
+    /// cuBLASLt, if it is there.
+    pub(crate) fn blas(&self) -> Option<&Blas> {
+        let load = || {
+            let why = match Blas::new(&self.stream, A::DTYPE) {
+                Ok(blas) => return Some(blas),
+                Err(why) => why,
+            };
+            tracing::warn!("no cuBLASLt, prompts will be slow: {why}");
+            None
+        };
+        self.blas.get_or_init(load).as_ref()
+    }
+
+    /// Replaces elements, by way of pinned memory if there are many.
+    fn copy<T: Element>(&self, dst: &mut CudaBuffer<T>, offset: usize, src: &[T]) -> Result<(), CudaError> {
+        if size_of_val(src) < staging::LARGE {
+            return dst.write(&self.stream, offset, src);
+        }
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if staging.is_none() {
+            *staging = Staging::new(&self.context).ok();
+        }
+        match staging.as_mut() {
+            Some(staging) => dst.write_staged(&self.stream, offset, src, staging),
+            None => dst.write(&self.stream, offset, src),
+        }
+    }
+
     fn build(
         stream: Arc<CudaStream>,
         properties: Properties,
@@ -98,7 +137,10 @@ impl<A: Act> Cuda<A> {
         let jit = Jit::new(&properties.arch, properties.limits, &[A::DEFINE])?;
         let scratch = Scratch::new(scratch, properties.multiprocessors)?;
         let sync = is_set("KIVI_SYNC");
-        Ok(Self { context, stream, jit, scratch, sync, name, act: PhantomData })
+        let multiprocessors = properties.multiprocessors;
+        let (blas, gemv_rows) = (OnceLock::new(), gemv_rows());
+        let (staging, act) = (Mutex::default(), PhantomData);
+        Ok(Self { context, stream, jit, scratch, multiprocessors, blas, gemv_rows, staging, sync, name, act })
     }
 }
 
@@ -114,6 +156,12 @@ fn arch(context: &CudaContext) -> Result<String, cudarc::driver::DriverError> {
     let minor = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     let feature = if (major, minor) == (9, 0) { "a" } else { "" };
     Ok(format!("sm_{major}{minor}{feature}"))
+}
+
+/// Most rows of products by `gemv.cu` where cuBLASLt could make them: 4 unless `KIVI_GEMV_ROWS` says otherwise, to measure.
+fn gemv_rows() -> u64 {
+    let asked = std::env::var("KIVI_GEMV_ROWS").ok().and_then(|rows| rows.parse().ok());
+    asked.unwrap_or(4)
 }
 
 /// Whether a variable of the environment is 1.
@@ -173,12 +221,12 @@ impl<A: Act> Backend for Cuda<A> {
 
     fn upload<T: Element>(&self, src: &[T]) -> Result<CudaBuffer<T>, CudaError> {
         let mut buffer = CudaBuffer::uninit(&self.stream, src.len())?;
-        buffer.write(&self.stream, 0, src)?;
+        self.copy(&mut buffer, 0, src)?;
         Ok(buffer)
     }
 
     fn write<T: Element>(&self, dst: &mut CudaBuffer<T>, offset: usize, src: &[T]) -> Result<(), CudaError> {
-        dst.write(&self.stream, offset, src)
+        self.copy(dst, offset, src)
     }
 
     fn read<T: Element>(&self, src: &CudaBuffer<T>, offset: usize, dst: &mut [T]) -> Result<(), CudaError> {

@@ -22,6 +22,16 @@ pub enum CudaError {
         /// Where they were looked for.
         searched: String,
     },
+    /// The driver does not load what NVRTC compiles.
+    #[error(
+        "the driver supports CUDA up to {driver}, NVRTC is {nvrtc}: update the driver, or set CUDA_HOME to an older toolkit"
+    )]
+    OldDriver {
+        /// The newest CUDA that the driver supports.
+        driver: String,
+        /// Version of NVRTC.
+        nvrtc: String,
+    },
     /// A library is there but cannot be used.
     #[error("cannot load {}: {why}", path.display())]
     Library {
@@ -49,6 +59,14 @@ pub enum CudaError {
         free: usize,
         /// Bytes of the device.
         total: usize,
+    },
+    /// cuBLASLt failed.
+    #[error("cuBLASLt: {what}: status {status}")]
+    Blas {
+        /// What was being done.
+        what: &'static str,
+        /// `cublasStatus_t`.
+        status: i32,
     },
     /// A copy that does not lie within its buffer.
     #[error("copy of {count} elements at {offset} does not fit a buffer of {len}")]
@@ -98,9 +116,11 @@ impl KernelError for CudaError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
-            Self::NoToolkit { .. } | Self::Library { .. } | Self::Compile { .. } => ErrorKind::Compile,
+            Self::NoToolkit { .. } | Self::OldDriver { .. } | Self::Library { .. } | Self::Compile { .. } => {
+                ErrorKind::Compile
+            }
             Self::Grid { .. } => ErrorKind::Unsupported,
-            Self::NoDevice(_) | Self::Range { .. } | Self::Foreign(_) => ErrorKind::Other,
+            Self::NoDevice(_) | Self::Blas { .. } | Self::Range { .. } | Self::Foreign(_) => ErrorKind::Other,
             Self::Driver { error, .. } => driver_kind(error.0),
         }
     }

@@ -33,6 +33,7 @@
 //! run at the same time need one each. Calls make the stream's context current in the calling thread.
 
 mod act;
+mod blas;
 mod buffer;
 mod device;
 mod error;
@@ -42,6 +43,7 @@ mod measure;
 mod ops;
 mod probe;
 pub mod raw;
+mod staging;
 mod view;
 
 pub use act::Act;
@@ -49,5 +51,5 @@ pub use buffer::CudaBuffer;
 pub use cudarc;
 pub use device::Cuda;
 pub use error::CudaError;
-pub use probe::device_count;
+pub use probe::{DeviceInfo, device_count, devices};
 pub use view::{View, ViewMut};

@@ -1,6 +1,7 @@
 //! Whether there is a CUDA device, and if not, why.
 
-use cudarc::driver::CudaContext;
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, DriverError};
 use libloading::Library;
 
 use crate::CudaError;
@@ -23,6 +24,59 @@ pub fn device_count() -> Result<usize, CudaError> {
             Err(CudaError::NoDevice("the driver finds none (see nvidia-smi and CUDA_VISIBLE_DEVICES)".into()))
         }
     }
+}
+
+/// What a device is.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// Its name.
+    pub name: String,
+    /// Compute capability: major, minor.
+    pub compute_capability: (i32, i32),
+    /// Bytes of its memory that are free.
+    pub free_bytes: usize,
+    /// Bytes of its memory.
+    pub total_bytes: usize,
+    /// The newest CUDA that its driver supports.
+    pub driver: String,
+}
+
+/// The devices of this machine, each with what is wrong with it if it does not start.
+///
+/// # Errors
+/// As [`device_count`].
+pub fn devices() -> Result<Vec<Result<DeviceInfo, CudaError>>, CudaError> {
+    let describe = |ordinal| describe(ordinal).map_err(CudaError::driver("starting the device"));
+    Ok((0..device_count()?).map(describe).collect())
+}
+
+fn describe(ordinal: usize) -> Result<DeviceInfo, DriverError> {
+    let context = CudaContext::new(ordinal)?;
+    let (free_bytes, total_bytes) = context.mem_get_info()?;
+    let major = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let driver = driver_version().map_or("unknown".into(), |(major, minor)| format!("{major}.{minor}"));
+    let compute_capability = (major, minor);
+    Ok(DeviceInfo { name: context.name()?, compute_capability, free_bytes, total_bytes, driver })
+}
+
+/// The newest CUDA that the driver supports: major, minor.
+pub(crate) fn driver_version() -> Option<(i32, i32)> {
+    let mut version = 0;
+    for name in DRIVERS {
+        // SAFETY: as in `driver`; the function writes one number, and is part of every driver.
+        let asked = unsafe {
+            Library::new(*name).ok().and_then(|library| {
+                let ask: libloading::Symbol<'_, unsafe extern "C" fn(*mut i32) -> i32> =
+                    library.get(b"cuDriverGetVersion\0").ok()?;
+                Some(ask(&mut version))
+            })
+        };
+        if asked == Some(0) {
+            return Some((version / 1000, version % 1000 / 10));
+        }
+    }
+    None
 }
 
 /// Fails unless the driver's library can be loaded; without it, cudarc would panic at its first call.

@@ -1,13 +1,17 @@
 //! From tensors of a checkpoint to buffers of a backend.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
-use kivi_kernels::{Backend, Element, Weight};
+use kivi_kernels::{Backend, DType, Element, Weight};
 
 use crate::config::ModelConfig;
 use crate::model::{ModelError, Projection};
 use crate::weights::{Checkpoint, TensorView, WeightDtype};
+
+/// Bytes that are uploaded at a time; a multiple of every element's size.
+const PIECE: usize = 32 << 20;
 
 /// Uploads tensors by name and tells how far it is.
 pub(crate) struct Loader<'a, B: Backend> {
@@ -41,7 +45,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.vectors(&[name])
     }
 
-    /// A matrix in the checkpoint's dtype.
+    /// A matrix in the checkpoint's dtype, or in that of activations ([`Self::stack`]).
     pub fn matrix(&mut self, name: &str) -> Result<Weight<B>, ModelError<B::Error>> {
         self.matrices(&[name])
     }
@@ -70,6 +74,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let bias = match bias {
             true => {
                 let bias = reorder(self.views(&[format!("{name}.bias")])?.remove(0), order);
+                self.advance(bias.bytes.len());
                 Some(self.values(&to_f32(&bias.view()))?)
             }
             false => None,
@@ -85,6 +90,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     fn vectors<S: AsRef<str>>(&mut self, names: &[S]) -> Result<B::Buffer<f32>, ModelError<B::Error>> {
         let views = self.views(names)?;
         let values: Vec<f32> = views.iter().flat_map(to_f32).collect();
+        self.advance(views.iter().map(|view| view.bytes.len()).sum());
         self.upload(&values)
     }
 
@@ -93,25 +99,44 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.stack(&views)
     }
 
-    fn stack(&self, views: &[TensorView<'_>]) -> Result<Weight<B>, ModelError<B::Error>> {
-        let dtype = views[0].dtype;
-        if views.iter().any(|view| view.dtype != dtype) {
-            let values: Vec<f32> = views.iter().flat_map(to_f32).collect();
-            return Ok(Weight::F32(self.upload(&values)?));
-        }
-        Ok(match dtype {
-            WeightDtype::F32 => Weight::F32(self.upload(&stacked::<f32>(views))?),
-            WeightDtype::F16 => Weight::F16(self.upload(&stacked::<f16>(views))?),
-            WeightDtype::Bf16 => Weight::Bf16(self.upload(&stacked::<bf16>(views))?),
+    /// The elements of all views, in their type, or in that of activations where these have 16 bits: what multiplies them takes
+    /// both in one type.
+    fn stack(&mut self, views: &[TensorView<'_>]) -> Result<Weight<B>, ModelError<B::Error>> {
+        let first = views[0].dtype;
+        let same = views.iter().all(|view| view.dtype == first);
+        Ok(match B::Act::DTYPE {
+            DType::F16 => Weight::F16(self.fill(views)?),
+            DType::Bf16 => Weight::Bf16(self.fill(views)?),
+            _ if same && first == WeightDtype::F16 => Weight::F16(self.fill(views)?),
+            _ if same && first == WeightDtype::Bf16 => Weight::Bf16(self.fill(views)?),
+            _ => Weight::F32(self.fill(views)?),
         })
     }
 
-    fn views<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Vec<TensorView<'a>>, ModelError<B::Error>> {
+    /// A buffer with the elements of all views, piece by piece, so that no tensor is in memory as a whole.
+    fn fill<T: Element>(&mut self, views: &[TensorView<'_>]) -> Result<B::Buffer<T>, ModelError<B::Error>> {
+        let len = views.iter().map(|view| view.bytes.len() / view.dtype.size()).sum();
+        let mut buffer = self.backend.zeros(len).map_err(ModelError::Device)?;
+        let mut at = 0;
+        for view in views {
+            for bytes in view.bytes.chunks(PIECE) {
+                let piece = elements::<T>(view.dtype, bytes);
+                self.backend.write(&mut buffer, at, &piece).map_err(ModelError::Device)?;
+                at += piece.len();
+                self.advance(bytes.len());
+            }
+        }
+        Ok(buffer)
+    }
+
+    fn views<S: AsRef<str>>(&self, names: &[S]) -> Result<Vec<TensorView<'a>>, ModelError<B::Error>> {
         let views = names.iter().map(|name| self.checkpoint.tensor(name.as_ref()));
-        let views = views.collect::<Result<Vec<_>, _>>()?;
-        self.done += views.iter().map(|view| view.bytes.len() as u64).sum::<u64>();
+        Ok(views.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.done += bytes as u64;
         (self.progress)(self.done, self.checkpoint.total_bytes());
-        Ok(views)
     }
 
     fn upload<T: Element>(&self, values: &[T]) -> Result<B::Buffer<T>, ModelError<B::Error>> {
@@ -137,18 +162,29 @@ fn reorder<'a>(tensor: TensorView<'a>, order: &[usize]) -> Reordered<'a> {
     Reordered { tensor, bytes }
 }
 
-/// The elements of all views, one after the other. The bytes need not be aligned.
-fn stacked<T: Element>(views: &[TensorView<'_>]) -> Vec<T> {
-    let size = size_of::<T>();
-    let bytes = views.iter().flat_map(|view| view.bytes.chunks_exact(size));
-    bytes.map(bytemuck::pod_read_unaligned).collect()
+/// Elements of type `dtype` as elements of type `T`; those that are such already, and aligned, where they lie.
+fn elements<T: Element>(dtype: WeightDtype, bytes: &[u8]) -> Cow<'_, [T]> {
+    let same = match dtype {
+        WeightDtype::F32 => T::DTYPE == DType::F32,
+        WeightDtype::F16 => T::DTYPE == DType::F16,
+        WeightDtype::Bf16 => T::DTYPE == DType::Bf16,
+    };
+    match (same, bytemuck::try_cast_slice(bytes)) {
+        (true, Ok(elements)) => Cow::Borrowed(elements),
+        (true, Err(_)) => Cow::Owned(read(bytes).collect()),
+        (false, _) => Cow::Owned(match dtype {
+            WeightDtype::F32 => read::<f32>(bytes).map(|x| T::from_f64(x.into())).collect(),
+            WeightDtype::F16 => read::<f16>(bytes).map(|x| T::from_f64(x.into())).collect(),
+            WeightDtype::Bf16 => read::<bf16>(bytes).map(|x| T::from_f64(x.into())).collect(),
+        }),
+    }
+}
+
+/// The bytes need not be aligned.
+fn read<T: Element>(bytes: &[u8]) -> impl Iterator<Item = T> {
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned)
 }
 
 fn to_f32(view: &TensorView<'_>) -> Vec<f32> {
-    let one = std::slice::from_ref(view);
-    match view.dtype {
-        WeightDtype::F32 => stacked::<f32>(one),
-        WeightDtype::F16 => stacked::<f16>(one).into_iter().map(f16::to_f32).collect(),
-        WeightDtype::Bf16 => stacked::<bf16>(one).into_iter().map(bf16::to_f32).collect(),
-    }
+    elements(view.dtype, view.bytes).into_owned()
 }

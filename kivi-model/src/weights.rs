@@ -34,6 +34,16 @@ pub enum WeightDtype {
     Bf16,
 }
 
+impl WeightDtype {
+    /// Bytes of an element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
 /// One tensor of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct TensorView<'a> {

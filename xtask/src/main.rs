@@ -6,6 +6,7 @@ mod ci;
 mod device;
 mod golden;
 mod test_kernels;
+mod test_model;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ enum Task {
     Golden(golden::Args),
     /// Compare a backend with the oracle, case by case, or compile its kernels
     TestKernels(test_kernels::Args),
+    /// Compare a whole model on CUDA with the CPU, prediction by prediction
+    TestModel(test_model::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Golden(args) => golden::run(&args),
         Task::TestKernels(args) => test_kernels::run(&args),
+        Task::TestModel(args) => test_model::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

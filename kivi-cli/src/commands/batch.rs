@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use kivi_kernels::Backend;
+use kivi_kernels::{Backend, DType, Element};
 use kivi_model::chat::ChatTemplate;
 use kivi_model::config::ModelConfig;
 use kivi_model::engine::{Engine, EngineConfig};
@@ -31,7 +31,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, file: &Path, out: &Path
     model_source::refuse_prompt(&args.model)?;
     let source = model_source::open(&args.model, !quiet)?;
     let seed = Seed::new(args.sampling.seed);
-    let plan = Plan::new(args, &source, file, seed)?;
+    let plan = Plan::new(args, &source, file, seed, B::Act::DTYPE)?;
     let results = Results::open(out, plan.settings(args, &source), args.sampling.seed, seed.value)?;
     let (before, seed) = (results.done.len(), results.seed);
     let done =
@@ -59,9 +59,9 @@ struct Plan {
 
 impl Plan {
     /// Reads what is small in the checkpoint, and checks every line.
-    fn new(args: &GenerateArgs, source: &Source, file: &Path, seed: Seed) -> Result<Self> {
+    fn new(args: &GenerateArgs, source: &Source, file: &Path, seed: Seed, act: DType) -> Result<Self> {
         let (k_bits, v_bits) = settings::bits(&args.bits);
-        let cache = settings::cache(&args.cache, k_bits, v_bits)?;
+        let cache = settings::cache(&args.cache, k_bits, v_bits, act)?;
         let config = ModelConfig::load(source)?;
         let context = settings::context(args.ctx_size, &config)?;
         let recommended = GenerationConfig::load(source, &config)?;

@@ -1,7 +1,7 @@
 //! `chat`: a conversation, line by line.
 
 use anyhow::Result;
-use kivi_kernels::Backend;
+use kivi_kernels::{Backend, Element};
 use kivi_model::config::ModelConfig;
 use kivi_model::engine::Engine;
 use kivi_model::generation_config::GenerationConfig;
@@ -16,7 +16,7 @@ use crate::{model_source, policy, setup, sizing};
 pub fn run<B: Backend>(backend: &B, args: &ChatArgs, quiet: bool) -> Result<()> {
     settings::check_text(&args.sampling)?;
     let (k_bits, v_bits) = settings::bits(&args.bits);
-    let cache = settings::cache(&args.cache, k_bits, v_bits)?;
+    let cache = settings::cache(&args.cache, k_bits, v_bits, B::Act::DTYPE)?;
     let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
     let context = settings::context(args.ctx_size, &config)?;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use kivi_kernels::Backend;
+use kivi_kernels::{Backend, Element};
 use kivi_model::config::ModelConfig;
 use kivi_model::engine::Engine;
 use kivi_model::sampler::SamplingParams;
@@ -53,7 +53,7 @@ pub fn run<B: Backend>(backend: &B, task: &EvalTask, quiet: bool) -> Result<()> 
 
 fn passkey<B: Backend>(backend: &B, args: &PasskeyArgs, quiet: bool) -> Result<()> {
     let (k_bits, v_bits) = settings::bits(&args.bits);
-    let cache = settings::cache(&args.cache, k_bits, v_bits)?;
+    let cache = settings::cache(&args.cache, k_bits, v_bits, B::Act::DTYPE)?;
     let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
     let context = settings::context(None, &config)?;

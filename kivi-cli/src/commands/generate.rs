@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use kivi_kernels::{Backend, KernelError};
+use kivi_kernels::{Backend, Element, KernelError};
 use kivi_model::config::ModelConfig;
 use kivi_model::engine::{Engine, EngineConfig, Request};
 use kivi_model::generate::{GenerateError, Generation, Progress, TextRequest, generate};
@@ -37,7 +37,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     }
     settings::check_text(&args.sampling)?;
     let (k_bits, v_bits) = settings::bits(&args.bits);
-    let cache = settings::cache(&args.cache, k_bits, v_bits)?;
+    let cache = settings::cache(&args.cache, k_bits, v_bits, B::Act::DTYPE)?;
     model_source::refuse_prompt(&args.model)?;
     let source = model_source::open(&args.model, !quiet)?;
     let prompts = prompts::read(&args.prompts, args.files.load_cache.is_some())?;
@@ -53,7 +53,7 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     let (setup, texts) = job.run(backend, &model, &prompts, screen, args.files.save_cache.as_deref())?;
     let run = Run {
         model: source.place(""),
-        device: backend.name().to_owned(),
+        device: setup::device(backend),
         weights_bytes,
         cache: policy,
         seed,

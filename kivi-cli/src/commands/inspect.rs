@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
+use kivi_kernels::DType;
 use kivi_model::config::ModelConfig;
 use kivi_model::generation_config::GenerationConfig;
 use kivi_model::rope::{RopeConfig, RopeScaling};
@@ -88,7 +89,7 @@ enum Size {
 
 /// Runs the command; `quiet` hides the progress of a download.
 pub fn run(args: &InspectArgs, quiet: bool) -> Result<()> {
-    let cache = settings::cache(&args.cache, Bits::B16, Bits::B16)?;
+    let cache = settings::cache(&args.cache, Bits::B16, Bits::B16, DType::F32)?;
     let source = model_source::open(&args.model, !quiet)?;
     let inspection = inspect(&source, args, &cache)?;
     if args.json {
@@ -142,16 +143,17 @@ fn weights(checkpoint: &Checkpoint) -> Result<Weights> {
 /// The cache at every width, widest first.
 fn widths(args: &InspectArgs, model: &ModelConfig) -> Result<Vec<Setting>> {
     let of_bits = |bits: Bits| {
-        let size = match PageLayout::new(settings::cache(&args.cache, bits, bits)?, model.head_dim) {
-            Ok(layout) => bytes(&layout, args, model).with_context(|| {
-                let tokens = args.ctx_size.unwrap_or(model.max_position_embeddings);
-                format!(
-                    "--batch-size: {} sequences of {tokens} tokens are too many to count",
-                    args.batch_size
-                )
-            })?,
-            Err(error) => Size::Impossible { error: error.to_string() },
-        };
+        let size =
+            match PageLayout::new(settings::cache(&args.cache, bits, bits, DType::F32)?, model.head_dim) {
+                Ok(layout) => bytes(&layout, args, model).with_context(|| {
+                    let tokens = args.ctx_size.unwrap_or(model.max_position_embeddings);
+                    format!(
+                        "--batch-size: {} sequences of {tokens} tokens are too many to count",
+                        args.batch_size
+                    )
+                })?,
+                Err(error) => Size::Impossible { error: error.to_string() },
+            };
         Ok(Setting { bits: bits.get(), size })
     };
     Bits::ALL.into_iter().rev().map(of_bits).collect()

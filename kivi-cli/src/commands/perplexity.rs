@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Result, bail};
-use kivi_kernels::Backend;
+use kivi_kernels::{Backend, DType, Element};
 use kivi_model::config::ModelConfig;
 use kivi_model::perplexity::{Cut, PerplexityError, Scores, compare};
 use kivi_model::policy::CachePolicy;
@@ -66,7 +66,7 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
         ))
         .into());
     }
-    let policies = policies(args, config.n_layers)?;
+    let policies = policies(args, config.n_layers, B::Act::DTYPE)?;
     let (text_tokens, windows) = windows(args, &source, &config, cut)?;
 
     let (model, _) = setup::load(backend, &source, !quiet && !args.json)?;
@@ -87,7 +87,7 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
     })?;
     let report = Report {
         model: source.place(""),
-        device: backend.name().to_owned(),
+        device: setup::device(backend),
         file: crate::format::path(&args.file),
         text_tokens,
         ctx_size,
@@ -105,11 +105,11 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
 }
 
 /// The settings, 16 bits first.
-fn policies(args: &PerplexityArgs, n_layers: usize) -> Result<Vec<CachePolicy>> {
+fn policies(args: &PerplexityArgs, n_layers: usize, act: DType) -> Result<Vec<CachePolicy>> {
     let full = KvBits { k: Bits::B16, v: Bits::B16 };
     let others = args.kv_bits.iter().copied().filter(|bits| *bits != full);
     let policy = |bits: KvBits| {
-        let config = settings::cache(&args.cache, bits.k, bits.v)?;
+        let config = settings::cache(&args.cache, bits.k, bits.v, act)?;
         if bits == full {
             Ok(config.with_sink_tokens(0)?.into())
         } else {

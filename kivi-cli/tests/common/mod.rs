@@ -45,6 +45,8 @@ pub fn kivi_in<S: AsRef<std::ffi::OsStr>>(dir: &Path, args: &[S], stdin: impl In
 
 /// Runs the program as it is set up.
 pub fn run(mut command: Command, stdin: impl Into<Vec<u8>>) -> Ran {
+    // What is expected was made on the CPU.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").timeout(Duration::from_secs(120));
     let start = Instant::now();
     let output = command.write_stdin(stdin).output().unwrap();

@@ -1,8 +1,10 @@
 //! Compiled kernels on disk.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::{env, fs, io};
 
 /// FNV-1a in 128 bits over parts, each with its length before it, so that no two lists of parts read alike.
@@ -37,6 +39,12 @@ fn directory() -> Option<PathBuf> {
         .or_else(|| Some(variable("LOCALAPPDATA")?.join("kivi")))
         .or_else(|| Some(variable("HOME")?.join(".cache").join("kivi")));
     Some(kivi?.join("cuda"))
+}
+
+/// The lock of `entry`, the same for all threads of the process.
+pub(super) fn turn(entry: &str) -> Arc<Mutex<()>> {
+    static TURNS: Mutex<BTreeMap<String, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    Arc::clone(super::lock(&TURNS).entry(entry.to_owned()).or_default())
 }
 
 /// The bytes kept under `entry`.

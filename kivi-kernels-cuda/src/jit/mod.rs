@@ -19,7 +19,7 @@ use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
 
 use crate::launch::BLOCK;
-use crate::{Act, CudaError, ops};
+use crate::{Act, CudaError, ops, probe};
 use nvrtc::{Input, Nvrtc};
 pub(crate) use shape::{Limits, Plan, Shape};
 pub use toolkit::Toolkit;
@@ -138,6 +138,7 @@ impl Jit {
     /// Finds and loads NVRTC; compiles nothing yet.
     pub fn new(arch: &str, limits: Limits, defines: &[&str]) -> Result<Self, CudaError> {
         let compiler = Compiler::new(arch, limits, defines)?;
+        loadable(compiler.nvrtc.version())?;
         Ok(Self { compiler, modules: Mutex::default(), functions: Mutex::default() })
     }
 
@@ -191,6 +192,9 @@ impl Jit {
         shape: Option<Shape>,
     ) -> Result<Arc<CudaModule>, CudaError> {
         let entry = self.compiler.entry(source, shape);
+        // Another `Jit` of this process may be compiling the same: one does, the others read what it kept.
+        let turn = disk::turn(&entry);
+        let _mine = lock(&turn);
         if let Some(cubin) = disk::read(&entry)
             && let Ok(module) = context.load_module(Ptx::from_binary(cubin))
         {
@@ -203,6 +207,26 @@ impl Jit {
         disk::write(&entry, &cubin);
         context.load_module(Ptx::from_binary(cubin)).map_err(CudaError::driver("loading compiled kernels"))
     }
+}
+
+/// Fails if the driver is of an older CUDA than NVRTC, whose machine code it would not load; within a major version it does.
+fn loadable(nvrtc: &str) -> Result<(), CudaError> {
+    let major: Option<i32> = nvrtc.split('.').next().and_then(|major| major.parse().ok());
+    match (probe::driver_version(), major) {
+        (Some((driver, minor)), Some(major)) if driver < major => {
+            Err(CudaError::OldDriver { driver: format!("{driver}.{minor}"), nvrtc: nvrtc.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Version of NVRTC, and where it is.
+///
+/// # Errors
+/// [`CudaError::NoToolkit`] or [`CudaError::Library`].
+pub fn nvrtc_version() -> Result<(String, String), CudaError> {
+    let nvrtc = Nvrtc::loaded()?;
+    Ok((nvrtc.version().to_owned(), nvrtc.toolkit().library.display().to_string()))
 }
 
 /// Architectures that every kernel compiles for.

@@ -36,6 +36,14 @@ impl Toolkit {
         self.library.parent().map(|dir| files(dir, stem)).unwrap_or_default()
     }
 
+    /// Where cuBLASLt may be: beside NVRTC, or in a wheel beside NVRTC's.
+    pub(crate) fn cublas_lt(&self) -> Vec<PathBuf> {
+        let stem = if cfg!(windows) { "cublasLt64_" } else { "libcublasLt.so" };
+        let beside = self.library.parent().map(Path::to_owned);
+        let wheel = self.library.ancestors().nth(3).map(|nvidia| nvidia.join("cublas").join("lib"));
+        [beside, wheel].into_iter().flatten().filter_map(|dir| files(&dir, stem).into_iter().max()).collect()
+    }
+
     /// What `root`, a toolkit or a directory of wheels, has.
     fn at(root: &Path) -> Option<Self> {
         let wheels = root.join("nvidia");

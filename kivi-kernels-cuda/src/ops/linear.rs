@@ -2,8 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 use kivi_kernels::ops::{EmbedParts, LinearParts};
+use kivi_kernels::{DType, Weight};
 
-use super::{at, at_mut, at_or_null, source, weight};
+use super::{at, at_mut, at_or_null, gemv, source, weight};
+use crate::blas::{Operands, Shape};
 use crate::device::Cuda;
 use crate::{Act, CudaError};
 
@@ -26,16 +28,16 @@ struct EmbedParams {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct LinearParams {
-    out: u64,
-    x: u64,
-    weight: u64,
-    bias: u64,
-    out_stride: u64,
-    x_stride: u64,
-    rows: u64,
-    in_features: u64,
-    out_features: u64,
+pub(super) struct LinearParams {
+    pub out: u64,
+    pub x: u64,
+    pub weight: u64,
+    pub bias: u64,
+    pub out_stride: u64,
+    pub x_stride: u64,
+    pub rows: u64,
+    pub in_features: u64,
+    pub out_features: u64,
 }
 
 pub(crate) fn embed<A: Act>(cuda: &Cuda<A>, op: EmbedParts<'_, Cuda<A>>) -> Result<(), CudaError> {
@@ -53,8 +55,15 @@ pub(crate) fn embed<A: Act>(cuda: &Cuda<A>, op: EmbedParts<'_, Cuda<A>>) -> Resu
     unsafe { cuda.launch(&SOURCE, kernel, [out.rows(), 1, 1], params) }
 }
 
+/// Few rows by the kernel that reads weights at the speed of memory, more by cuBLASLt, and what these do not take by the plain
+/// kernel.
 pub(crate) fn linear<A: Act>(cuda: &Cuda<A>, op: LinearParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let LinearParts { mut out, x, weight: matrix, bias } = op;
+    let dtype = match matrix {
+        Weight::F32(_) => DType::F32,
+        Weight::F16(_) => DType::F16,
+        Weight::Bf16(_) => DType::Bf16,
+    };
     let (matrix, kernel) = weight(matrix, ["linear_f32", "linear_f16", "linear_bf16"]);
     let params = LinearParams {
         out: at_mut(&mut out),
@@ -67,7 +76,53 @@ pub(crate) fn linear<A: Act>(cuda: &Cuda<A>, op: LinearParts<'_, Cuda<A>>) -> Re
         in_features: x.cols() as u64,
         out_features: out.cols() as u64,
     };
+    let most = if dtype == A::DTYPE && cuda.blas().is_some() { cuda.gemv_rows } else { gemv::MOST_ROWS };
+    if params.rows <= most && gemv::takes(&params) {
+        let kernels = match dtype {
+            DType::F16 => gemv::F16,
+            DType::Bf16 => gemv::BF16,
+            _ => gemv::F32,
+        };
+        // SAFETY: `Linear::new` checked that views, weight and bias fit each other.
+        return unsafe { gemv::gemv(cuda, &params, kernels) };
+    }
+    // SAFETY: as above.
+    if dtype == A::DTYPE && unsafe { by_blas(cuda, &params)? } {
+        return Ok(());
+    }
     let grid = [out.cols().div_ceil(TILE), x.rows().div_ceil(TILE).min(MAX_DOWN), 1];
-    // SAFETY: `Linear::new` checked that views, weight and bias fit each other; the kernel keeps to rows and columns.
+    // SAFETY: as above; the kernel keeps to rows and columns.
     unsafe { cuda.launch(&SOURCE, kernel, grid, params) }
+}
+
+/// Queues the product by cuBLASLt; false, and nothing is queued, if it does not take it or is not there.
+///
+/// # Safety
+/// Views, weight and bias fit each other, and the weight is of the type of activations.
+unsafe fn by_blas<A: Act>(cuda: &Cuda<A>, params: &LinearParams) -> Result<bool, CudaError> {
+    let Some(blas) = cuda.blas().filter(|_| params.rows > 0 && params.out_features > 0) else {
+        return Ok(false);
+    };
+    let LinearParams { out, x, weight, .. } = *params;
+    let operands = Operands { out, x, weight };
+    let shape = Shape {
+        rows: params.rows,
+        n: params.out_features,
+        k: params.in_features,
+        x_stride: params.x_stride,
+        out_stride: params.out_stride,
+        alignment: operands.alignment(),
+    };
+    // SAFETY: as the caller says.
+    if !unsafe { blas.product(&cuda.stream, shape, operands)? } {
+        return Ok(false);
+    }
+    if params.bias != 0 {
+        let grid = [params.rows as usize, 1, 1];
+        // SAFETY: as the caller says; a block a row.
+        unsafe { cuda.launch(&SOURCE, "add_bias", grid, *params)? };
+    } else if cuda.sync {
+        cuda.stream.synchronize().map_err(CudaError::driver("cuBLASLt"))?;
+    }
+    Ok(true)
 }

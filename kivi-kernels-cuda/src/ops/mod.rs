@@ -6,6 +6,7 @@ mod bandwidth;
 mod cache;
 mod decode;
 mod elementwise;
+mod gemv;
 mod linear;
 mod norm;
 mod prefill;
@@ -34,6 +35,7 @@ use crate::{Act, CudaBuffer};
 pub(crate) const SOURCES: &[&Source] = &[
     &norm::SOURCE,
     &linear::SOURCE,
+    &gemv::SOURCE,
     &rope::SOURCE,
     &elementwise::SOURCE,
     &select::SOURCE,

@@ -9,7 +9,7 @@ use proptest::strategy::BoxedStrategy;
 use super::{Rng, round};
 
 /// One op on given data. A case is host data; it runs on any backend.
-pub trait Case: Debug + Sized {
+pub trait Case: Debug + Sized + Send + Sync + 'static {
     /// The op: the name of its method in [`Backend`].
     const OP: &'static str;
 

@@ -94,6 +94,9 @@ impl Case for LinearCase {
             (64, 128, 128),
             (130, 33, 65),
             (1, 1000, 301),
+            (2, 512, 96),
+            (4, 2048, 37),
+            (8, 1024, 70),
         ] {
             for dtype in DTYPES {
                 for (bias, pad) in [(false, 0), (true, 8)] {

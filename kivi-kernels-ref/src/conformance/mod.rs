@@ -14,18 +14,19 @@ mod rope;
 mod select;
 mod state;
 mod tolerance;
+mod trial;
 
 use std::fmt::Display;
 use std::io::Write;
 
 use kivi_kernels::{Backend, DType, Element};
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 pub use attention::AttendCase;
 pub use cache::AppendCase;
 pub use cases::{CacheCase, CacheShape, Case, Data, Outcome, Policy, SeqCase};
 pub use host::{Grid, Rng};
 pub use tolerance::{Report, Verdict, judge};
+pub use trial::{Trial, random_trials, trials};
 
 /// Calls `$visit!(Case, ..)` with the cases of every op: the only list of them.
 macro_rules! for_each_op {
@@ -37,6 +38,7 @@ macro_rules! for_each_op {
         }
     };
 }
+use for_each_op;
 
 /// The names of all ops, those of the methods of [`Backend`].
 pub fn ops() -> Vec<&'static str> {
@@ -48,47 +50,16 @@ pub fn ops() -> Vec<&'static str> {
 
 /// Runs every case made by hand of op `op` (of all ops if it is empty) on `backend`; [`ops`] lists them.
 pub fn run<B: Backend>(backend: &B, op: &str) -> Vec<Report> {
-    let mut reports = Vec::new();
-    macro_rules! visit {
-        ($($case:ty),*) => {$(
-            if op.is_empty() || op == <$case>::OP {
-                reports.extend(<$case>::by_hand().iter().map(|case| judge(backend, case)));
-            }
-        )*};
-    }
-    for_each_op!(visit);
-    reports
+    trials(op).iter().map(|trial| trial.judge(backend)).collect()
 }
 
 /// Runs `n` random cases of op `op` on `backend`, always the same ones; a failing one is shrunk.
 ///
 /// # Errors
-/// The smallest case that fails, and why.
+/// The first that fails, made small, and why.
 pub fn run_random<B: Backend>(backend: &B, op: &str, n: u32) -> Result<(), String> {
-    macro_rules! visit {
-        ($($case:ty),*) => {$(
-            if op == <$case>::OP {
-                return random::<B, $case>(backend, n);
-            }
-        )*};
-    }
-    for_each_op!(visit);
-    Err(format!("no op is called {op}"))
-}
-
-fn random<B: Backend, C: Case>(backend: &B, n: u32) -> Result<(), String> {
-    let config = Config { cases: n, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
-    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let outcome = TestRunner::new_with_rng(config, rng).run(&C::strategy(), |case| {
-        match judge(backend, &case).verdict {
-            Verdict::Fail(why) => Err(proptest::test_runner::TestCaseError::fail(why)),
-            Verdict::Pass | Verdict::Skipped(_) => Ok(()),
-        }
-    });
-    outcome.map_err(|error| match error {
-        TestError::Fail(why, case) => format!("{case:?}: {why}"),
-        TestError::Abort(why) => why.to_string(),
-    })
+    let reports = random_trials(op, n).into_iter().map(|trial| trial.judge(backend));
+    reports.filter(Report::failed).map(|report| report.to_string()).next().map_or(Ok(()), Err)
 }
 
 /// The body of each test of [`crate::conformance_tests`].

@@ -22,14 +22,14 @@ const FILES: [(&str, &str); 4] = files! {
     "emulator_ptx.h" => "include/emulator_ptx.h",
 };
 
-/// Runs this command again, on the emulator.
-pub fn run() -> Result<()> {
+/// Runs this command again, on the emulator, with these arguments in place of `--emulate`.
+pub fn again(more: &[&str]) -> Result<()> {
     ensure!(cfg!(all(target_os = "linux", target_arch = "x86_64")), "--emulate: runs on x86-64 Linux only");
     let home = crate::root().join("target").join("emulator");
     build(&home).context("building the emulator")?;
     let args = env::args_os().skip(1).filter(|arg| arg != "--emulate");
     let status = Command::new(env::current_exe()?)
-        .args(args.chain(["--device", "cuda"].map(OsString::from)))
+        .args(args.chain(more.iter().map(OsString::from)))
         .env("LD_LIBRARY_PATH", home.join("lib64"))
         .env("CUDA_HOME", &home)
         .env("KIVI_CACHE_DIR", home.join("cache"))

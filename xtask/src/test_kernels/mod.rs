@@ -2,13 +2,14 @@
 //! can be copied to a machine with a GPU.
 
 mod compile;
-mod emulate;
+pub(crate) mod emulate;
 mod report;
 mod sanitize;
+mod workers;
 
 use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
-use kivi_kernels::{Backend, Element};
+use kivi_kernels::Backend;
 use kivi_kernels_cuda::{Cuda, jit};
 use kivi_kernels_ref::Cpu;
 use kivi_kernels_ref::conformance::{self, Report, Verdict};
@@ -32,6 +33,9 @@ pub struct Args {
     /// Random cases of each op, besides those made by hand
     #[arg(long, value_name = "N", default_value_t = 32)]
     random: u32,
+    /// Threads that run cases, each with its own backend [default: one a core, at most 16; 1 on the emulator and under --sanitize]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), conflicts_with_all = ["sanitize", "emulate"])]
+    jobs: Option<u16>,
     /// Print one JSON object with every case instead of the table
     #[arg(long)]
     json: bool,
@@ -42,7 +46,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["device", "sanitize"])]
     emulate: bool,
     /// Compile every kernel by NVRTC instead of running any; needs no GPU
-    #[arg(long, conflicts_with_all = ["device", "act", "op", "random", "sanitize", "emulate"])]
+    #[arg(long, conflicts_with_all = ["device", "act", "op", "random", "jobs", "sanitize", "emulate"])]
     compile_only: bool,
     /// Architectures to compile for, such as sm_90a,sm_100 [default: all six that are supported]
     #[arg(long, value_name = "LIST", requires = "compile_only", value_delimiter = ',', hide_default_value = true,
@@ -59,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     let known = args.op.is_empty() || ops.contains(&args.op.as_str());
     ensure!(known, "--op: unknown op {:?}; known: {}", args.op, ops.join(", "));
     if args.emulate {
-        return emulate::run();
+        return emulate::again(&["--device", "cuda", "--jobs", "1"]);
     }
     let is_cpu = args.device == Device::Cpu;
     ensure!(!is_cpu || args.act.is_none(), "--act: the CPU computes in f32; give --device cuda");
@@ -73,7 +77,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Runs the cases and prints what came out.
 fn test(args: &Args) -> Result<()> {
     let (name, reports) = match args.device {
-        Device::Cpu => cases(args, &Cpu::<f32>::new()),
+        Device::Cpu => cases(args, || Ok(Cpu::<f32>::new()))?,
         Device::Cuda(ordinal) => {
             on_cuda(args, ordinal).with_context(|| format!("--device {}", args.device))?
         }
@@ -100,8 +104,8 @@ fn on_cuda(args: &Args, ordinal: usize) -> Result<(String, Vec<Report>)> {
     let (mut name, mut reports) = (String::new(), Vec::new());
     for act in args.act.map_or(vec![Act::F16, Act::Bf16], |act| vec![act]) {
         let (device, more) = match act {
-            Act::F16 => cases(args, &Cuda::<f16>::new(ordinal)?),
-            Act::Bf16 => cases(args, &Cuda::<bf16>::new(ordinal)?),
+            Act::F16 => cases(args, || Cuda::<f16>::new(ordinal))?,
+            Act::Bf16 => cases(args, || Cuda::<bf16>::new(ordinal))?,
         };
         name = device;
         reports.extend(more);
@@ -109,31 +113,19 @@ fn on_cuda(args: &Args, ordinal: usize) -> Result<(String, Vec<Report>)> {
     Ok((name, reports))
 }
 
-/// The device's name and what came out: a report for each case made by hand, and one for an op with a random case that
-/// failed.
-fn cases<B: Backend>(args: &Args, backend: &B) -> (String, Vec<Report>) {
-    let mut reports = conformance::run(backend, &args.op);
-    let ops = conformance::ops().into_iter().filter(|op| args.op.is_empty() || args.op == *op);
-    let random = ops.filter_map(|op| {
-        let why = conformance::run_random(backend, op, args.random).err()?;
-        Some(failed_random::<B>(op, why))
-    });
-    reports.extend(random);
-    (backend.name().to_owned(), reports)
-}
-
-/// The report of a random case of `op` that failed; `why` names it.
-fn failed_random<B: Backend>(op: &'static str, why: String) -> Report {
-    let (case, verdict) = ("random".to_owned(), Verdict::Fail(why));
-    Report {
-        op,
-        dtype: B::Act::DTYPE,
-        case,
-        cache: None,
-        max_err: f64::NAN,
-        yardstick_err: f64::NAN,
-        verdict,
-    }
+/// The device's name and what came out: a report for each case made by hand, and one for each random case that failed.
+fn cases<B: Backend>(
+    args: &Args,
+    make: impl Fn() -> Result<B, B::Error> + Sync,
+) -> Result<(String, Vec<Report>), B::Error> {
+    let name = make()?.name().to_owned();
+    let mut trials = conformance::trials(&args.op);
+    let by_hand = trials.len();
+    trials.extend(conformance::random_trials(&args.op, args.random));
+    let jobs = args.jobs.map_or_else(workers::default_jobs, usize::from);
+    let reports = workers::run(&trials, jobs, make)?.into_iter().enumerate();
+    let reports = reports.filter(|(place, report)| *place < by_hand || report.failed());
+    Ok((name, reports.map(|(_, report)| report).collect()))
 }
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ pub fn run(tool: Tool) -> Result<()> {
     command.args(["--tool", &tool.to_string(), "--report-api-errors", "no"]);
     command.args(["--error-exitcode", &FOUND.to_string()]);
     command.arg(env::current_exe()?).args(without_sanitize(env::args_os().skip(1)));
+    command.args(["--jobs", "1"]);
     let status = command.status().with_context(|| sanitizer.display().to_string())?;
     match status.code() {
         Some(0) => Ok(()),

@@ -1,0 +1,141 @@
+// gemv.cu: products of few rows with weights, as fast as the weights are read.
+//   gemv  out[i, j] = sum_c x[i, c] weight[j, c] + bias[j]
+// A warp has one output feature, or two where each of x is worth reading once for both; `split` warps share one and add up
+// in a fixed order. Weights and x are read 16 bytes at a time: in_features and strides are multiples of 8 elements.
+#include "kivi.cuh"
+
+struct GemvParams {
+    Act* out;            // [rows, out_features]
+    const Act* x;        // [rows, in_features]
+    const void* weight;  // [out_features, in_features]
+    const float* bias;   // [out_features], or null
+    u64 out_stride;
+    u64 x_stride;
+    u32 rows;
+    u32 in_features;
+    u32 out_features;
+    u32 split;  // a divisor of WARPS
+};
+KIVI_CHECK_SIZE(GemvParams);
+
+constexpr u32 PACK = 8;   // elements that a lane takes at a time
+constexpr u32 LOADS = 4;  // packs of weights that a lane has on their way
+
+// PACK elements as they are read.
+template <class T>
+struct Pack {
+    uint4 quads[PACK * sizeof(T) / sizeof(uint4)];
+    __device__ float operator[](u32 i) const { return to_f32(((const T*)quads)[i]); }
+};
+
+// Weights are read once, x again and again.
+template <class T>
+__device__ __forceinline__ Pack<T> stream(const T* from) {
+    Pack<T> pack;
+#pragma unroll
+    for (u32 i = 0; i < sizeof(pack) / sizeof(uint4); ++i) {
+        pack.quads[i] = __ldcs((const uint4*)from + i);
+    }
+    return pack;
+}
+
+__device__ __forceinline__ Pack<Act> read(const Act* from) { return *(const Pack<Act>*)from; }
+
+// The sums of one lane.
+template <u32 ROWS, u32 FEATURES>
+struct Sums {
+    float of[FEATURES][ROWS] = {};
+
+    template <class W>
+    __device__ __forceinline__ void add(const Pack<W> (&w)[FEATURES], const Act* x, const GemvParams& p) {
+#pragma unroll
+        for (u32 row = 0; row < ROWS; ++row) {
+            Pack<Act> xs = read(x + (row < p.rows ? row : 0) * p.x_stride);
+#pragma unroll
+            for (u32 i = 0; i < PACK; ++i) {
+                float one = xs[i];
+#pragma unroll
+                for (u32 f = 0; f < FEATURES; ++f) {
+                    of[f][row] += one * w[f][i];
+                }
+            }
+        }
+    }
+};
+
+template <class W, u32 ROWS, u32 FEATURES>
+__device__ __forceinline__ void sum_part(Sums<ROWS, FEATURES>& sums, const GemvParams& p, u32 first, u32 part) {
+    constexpr u32 DEPTH = LOADS / FEATURES;
+    const W* of_feature[FEATURES];
+    for (u32 f = 0; f < FEATURES; ++f) {
+        u32 j = first + f < p.out_features ? first + f : p.out_features - 1;
+        of_feature[f] = (const W*)p.weight + (u64)j * p.in_features;
+    }
+    u32 step = p.split * WARP * PACK;
+    u32 c = (part * WARP + threadIdx.x % WARP) * PACK;
+    for (; c + (DEPTH - 1) * step < p.in_features; c += DEPTH * step) {
+        Pack<W> w[DEPTH][FEATURES];
+#pragma unroll
+        for (u32 d = 0; d < DEPTH; ++d) {
+            for (u32 f = 0; f < FEATURES; ++f) {
+                w[d][f] = stream(of_feature[f] + c + d * step);
+            }
+        }
+#pragma unroll
+        for (u32 d = 0; d < DEPTH; ++d) {
+            sums.add(w[d], p.x + c + d * step, p);
+        }
+    }
+    for (; c < p.in_features; c += step) {
+        Pack<W> w[FEATURES];
+        for (u32 f = 0; f < FEATURES; ++f) {
+            w[f] = stream(of_feature[f] + c);
+        }
+        sums.add(w, p.x + c, p);
+    }
+}
+
+template <class W, u32 ROWS>
+__device__ void gemv(const GemvParams& p) {
+    constexpr u32 FEATURES = ROWS < 4 ? 1 : 2;
+    __shared__ float of_warp[WARPS][FEATURES][ROWS];
+    u32 warp = threadIdx.x / WARP;
+    u32 first = (blockIdx.x * (WARPS / p.split) + warp / p.split) * FEATURES;
+    Sums<ROWS, FEATURES> sums;
+    if (first < p.out_features) {
+        sum_part<W>(sums, p, first, warp % p.split);
+    }
+    for (u32 f = 0; f < FEATURES; ++f) {
+        for (u32 row = 0; row < ROWS; ++row) {
+            float sum = warp_sum(sums.of[f][row]);
+            if (threadIdx.x % WARP == 0) {
+                of_warp[warp][f][row] = sum;
+            }
+        }
+    }
+    __syncthreads();
+    u32 row = threadIdx.x % ROWS, f = threadIdx.x / ROWS % FEATURES, group = threadIdx.x / (ROWS * FEATURES);
+    u32 j = (blockIdx.x * (WARPS / p.split) + group) * FEATURES + f;
+    if (group < WARPS / p.split && row < p.rows && j < p.out_features) {
+        float sum = p.bias ? p.bias[j] : 0.0f;
+        for (u32 part = 0; part < p.split; ++part) {
+            sum += of_warp[group * p.split + part][f][row];
+        }
+        store(&p.out[row * p.out_stride + j], sum);
+    }
+}
+
+extern "C" __global__ void gemv_f32_1(GemvParams p) { gemv<float, 1>(p); }
+extern "C" __global__ void gemv_f32_2(GemvParams p) { gemv<float, 2>(p); }
+extern "C" __global__ void gemv_f32_4(GemvParams p) { gemv<float, 4>(p); }
+extern "C" __global__ void gemv_f32_8(GemvParams p) { gemv<float, 8>(p); }
+
+extern "C" __global__ void gemv_f16_1(GemvParams p) { gemv<__half, 1>(p); }
+extern "C" __global__ void gemv_f16_2(GemvParams p) { gemv<__half, 2>(p); }
+extern "C" __global__ void gemv_f16_4(GemvParams p) { gemv<__half, 4>(p); }
+extern "C" __global__ void gemv_f16_8(GemvParams p) { gemv<__half, 8>(p); }
+
+extern "C" __global__ void gemv_bf16_1(GemvParams p) { gemv<__nv_bfloat16, 1>(p); }
+extern "C" __global__ void gemv_bf16_2(GemvParams p) { gemv<__nv_bfloat16, 2>(p); }
+extern "C" __global__ void gemv_bf16_4(GemvParams p) { gemv<__nv_bfloat16, 4>(p); }
+extern "C" __global__ void gemv_bf16_8(GemvParams p) { gemv<__nv_bfloat16, 8>(p); }

@@ -1,0 +1,239 @@
+//! `cargo xtask test-model`: a whole model on CUDA against the CPU backend, teacher-forced over a text, step by step.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use half::{bf16, f16};
+use kivi_kernels::{Backend, DType, Element};
+use kivi_kernels_cuda::Cuda;
+use kivi_kernels_ref::Cpu;
+use kivi_model::config::ModelConfig;
+use kivi_model::engine::{Engine, EngineConfig, Event, Request};
+use kivi_model::model::Model;
+use kivi_model::source::Source;
+use kivi_model::tokenizer::Tokenizer;
+use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
+
+use crate::device::{Act, Device};
+use crate::test_kernels::emulate;
+
+/// What is read if no text is given: enough for a short run.
+const TEXT: &str = include_str!("../../README.md");
+/// Predictions that may have another likeliest token.
+const OTHER_TOP: f64 = 0.005;
+
+/// Fewer predictions than this are a short run.
+const FEW: usize = 1024;
+
+/// Arguments of the task.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the model runs: cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cuda")]
+    device: Device,
+    /// Type of activations [default: one after the other]
+    #[arg(long, value_name = "TYPE")]
+    act: Option<Act>,
+    /// Checkpoint directory [default: the kivi-tiny that kivi-cli embeds]
+    #[arg(short, long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Text to read [default: a page that is part of the program]
+    #[arg(short, long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// Predictions to compare
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    positions: usize,
+    /// Tokens of a window; the first quarter is its prompt
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 1024)]
+    ctx_size: usize,
+    /// Windows at a time
+    #[arg(short, long, value_name = "N", default_value_t = 8)]
+    batch_size: usize,
+    /// Bits of keys and values
+    #[arg(long, value_name = "LIST", default_value = "16,4,2", value_delimiter = ',')]
+    kv_bits: Vec<u32>,
+    /// Run the CUDA kernels on the CPU
+    #[arg(long, conflicts_with = "device")]
+    emulate: bool,
+}
+
+/// How far apart two models are.
+#[derive(Default)]
+struct Difference {
+    positions: usize,
+    other_top: usize,
+    kld: f64,
+    max_kld: f64,
+}
+
+/// Does what the arguments ask for.
+pub fn run(args: &Args) -> Result<()> {
+    if args.emulate {
+        return emulate::again(&["--device", "cuda"]);
+    }
+    let Device::Cuda(ordinal) = args.device else {
+        return Err(anyhow!("--device: is compared with the CPU; give cuda or cuda:N"));
+    };
+    ensure!(
+        args.ctx_size >= 4 && args.batch_size > 0,
+        "--ctx-size: expected at least 4, --batch-size at least 1"
+    );
+    let model = args.model.clone().unwrap_or_else(|| crate::root().join("kivi-cli/assets/kivi-tiny"));
+    let source = Source::Dir(model);
+    let windows = windows(args, &source)?;
+    println!(
+        "{:<6} {:<5} {:>9} {:>9} {:>10} {:>10}  verdict",
+        "dtype", "bits", "positions", "same top", "mean KLD", "max KLD"
+    );
+    let mut failed = 0;
+    for act in args.act.map_or(vec![Act::F16, Act::Bf16], |act| vec![act]) {
+        let device = || format!("--device {}", args.device);
+        failed += match act {
+            Act::F16 => on(args, &Cuda::<f16>::new(ordinal).with_context(device)?, &source, &windows)?,
+            Act::Bf16 => on(args, &Cuda::<bf16>::new(ordinal).with_context(device)?, &source, &windows)?,
+        };
+    }
+    ensure!(failed == 0, "{failed} settings are too far from the CPU");
+    Ok(())
+}
+
+/// The text in windows, and as many as are needed.
+fn windows(args: &Args, source: &Source) -> Result<Vec<Vec<u32>>> {
+    let text = match &args.file {
+        Some(file) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
+        None => TEXT.to_owned(),
+    };
+    let config = ModelConfig::load(source)?;
+    let tokens = Tokenizer::load(source, config.vocab_size)?.encode(&text, true)?;
+    let scored = args.ctx_size - args.ctx_size / 4;
+    let mut windows: Vec<Vec<u32>> = tokens.chunks_exact(args.ctx_size).map(<[u32]>::to_vec).collect();
+    windows.truncate(args.positions.div_ceil(scored));
+    let missing = args.positions.saturating_sub(windows.len() * scored);
+    ensure!(missing == 0, "--file: {missing} positions too few; give a longer text, or fewer --positions");
+    let last = windows.len() * scored - args.positions;
+    if let Some(window) = windows.last_mut() {
+        window.truncate(args.ctx_size - last);
+    }
+    Ok(windows)
+}
+
+/// Compares at every width; returns how many failed.
+fn on<B: Backend>(args: &Args, device: &B, source: &Source, windows: &[Vec<u32>]) -> Result<usize> {
+    let cpu = Cpu::<f32>::new();
+    let models = (Model::load(&cpu, source, &mut |_, _| {})?, Model::load(device, source, &mut |_, _| {})?);
+    let (rows, limit) = match B::Act::DTYPE {
+        DType::Bf16 => (KvDtype::Bf16, 1e-3),
+        _ => (KvDtype::F16, 1e-4),
+    };
+    let mut failed = 0;
+    for &bits in &args.kv_bits {
+        let width = Bits::try_from(bits).context("--kv-bits")?;
+        let cache = KiviConfig::new(width, width, GroupSize::G32, 128)?.with_kv_dtype(rows);
+        let mut difference = Difference::default();
+        for windows in windows.chunks(args.batch_size) {
+            let config = sizes(args, cache, windows.len());
+            let a = Engine::new(&cpu, &models.0, config.clone())?;
+            let b = Engine::new(device, &models.1, config)?;
+            in_step(a, b, windows, args.ctx_size / 4, &mut difference)?;
+        }
+        let pass = difference.is_within(limit);
+        failed += usize::from(!pass);
+        println!("{:<6} {bits:<5} {}", B::Act::DTYPE.name(), difference.line(pass));
+    }
+    Ok(failed)
+}
+
+fn sizes(args: &Args, cache: KiviConfig, windows: usize) -> EngineConfig {
+    EngineConfig {
+        pool_tokens: windows * cache.pages(args.ctx_size + 1).max(1) * cache.page_tokens(),
+        cache: cache.into(),
+        max_context: args.ctx_size + 1,
+        max_seqs: windows,
+        max_batched_tokens: windows * args.ctx_size,
+    }
+}
+
+/// Runs both engines over the windows, and compares what they predict after each step.
+fn in_step<A: Backend, B: Backend>(
+    mut a: Engine<'_, A>,
+    mut b: Engine<'_, B>,
+    windows: &[Vec<u32>],
+    prompt: usize,
+    difference: &mut Difference,
+) -> Result<()> {
+    for window in windows {
+        let mut request = Request::new(window[..prompt].to_vec(), window.len() - prompt);
+        request.forced = window[prompt..].to_vec();
+        request.want_logits = true;
+        a.submit(request.clone())?;
+        b.submit(request)?;
+    }
+    while !a.is_idle() {
+        let (expected, found) = (logits(a.step()?)?, logits(b.step()?)?);
+        ensure!(expected.len() == found.len(), "the engines are not in step");
+        expected.iter().zip(&found).for_each(|(expected, found)| difference.add(expected, found));
+    }
+    Ok(())
+}
+
+fn logits(events: Vec<Event>) -> Result<Vec<Vec<f32>>> {
+    let logits = events.into_iter().filter_map(|event| match event {
+        Event::Token { logits, .. } => logits.map(Ok),
+        Event::Failed { error, .. } => Some(Err(error.into())),
+        Event::Finished { .. } => None,
+    });
+    logits.collect()
+}
+
+impl Difference {
+    fn add(&mut self, expected: &[f32], found: &[f32]) {
+        let (p, q) = (log_softmax(expected), log_softmax(found));
+        let kld: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+        self.positions += 1;
+        self.other_top += usize::from(top(expected) != top(found));
+        self.kld += kld;
+        self.max_kld = self.max_kld.max(kld);
+    }
+
+    /// One other token is no failure, and the mean of few predictions may be four times as far.
+    fn is_within(&self, mean_kld: f64) -> bool {
+        let mean_kld = if self.positions < FEW { 4.0 * mean_kld } else { mean_kld };
+        let others = (self.positions as f64 * OTHER_TOP).max(1.0);
+        self.positions > 0 && self.other_top as f64 <= others && self.kld / self.positions as f64 <= mean_kld
+    }
+
+    fn line(&self, pass: bool) -> String {
+        let (n, verdict) = (self.positions as f64, if pass { "pass" } else { "FAIL" });
+        let same = 100.0 * (1.0 - self.other_top as f64 / n);
+        format!(
+            "{:>9} {same:>7.2} % {:>10.1e} {:>10.1e}  {verdict}",
+            self.positions,
+            self.kld / n,
+            self.max_kld
+        )
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let total: f64 = logits.iter().map(|x| (f64::from(*x) - largest).exp()).sum();
+    logits.iter().map(|x| f64::from(*x) - largest - total.ln()).collect()
+}
+
+fn top(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_models_have_no_difference_and_others_have() {
+        let mut difference = Difference::default();
+        difference.add(&[1.0, 2.0, 0.5], &[1.0, 2.0, 0.5]);
+        assert!(difference.is_within(1e-12));
+        difference.add(&[1.0, 2.0, 0.5], &[2.0, 1.0, 0.5]);
+        assert!(difference.other_top == 1 && !difference.is_within(1e-3));
+    }
+}
