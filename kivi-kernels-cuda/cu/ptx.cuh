@@ -81,6 +81,13 @@ __device__ __forceinline__ u32 multiply_f16(u32 a, u32 b) {
     return c;
 }
 
+// Products of two pairs of f16, plus a third pair, rounded once.
+__device__ __forceinline__ u32 multiply_add_f16(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 // cp.async (sm_80): 16 bytes to shared memory; zeros instead if not valid. A group is what was queued since the last
 // commit.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
