@@ -15,30 +15,55 @@ struct Span {
     u32 start;  // plus a new token: its row
 };
 
-// A dequantized pair of neighbouring channels, the first of which is even; finite.
-__device__ __forceinline__ u32 value_pair(float low_code, float high_code, float2 scale, float2 zero) {
-    float limit = KIVI_ACT_BF16 ? INFINITY : 65504.0f;
-    float low = fminf(low_code * scale.x + zero.x, limit), high = fminf(high_code * scale.y + zero.y, limit);
+// A pair of neighbouring channels from their codes, a code in each half; finite.
+__device__ __forceinline__ u32 dequantized(u32 codes, u32 scales, u32 zeros) {
+#if KIVI_ACT_BF16
+    float low = (float)(codes & 0xffff) * half_at(scales, 0) + half_at(zeros, 0);
+    float high = (float)(codes >> 16) * half_at(scales, 16) + half_at(zeros, 16);
     return pack(low, high, Act());
+#else
+    // 0x6400 is 1024, whose last place is 1.
+    u32 numbers = multiply_add_f16(codes | 0x64006400, 0x3c003c00, 0xe400e400);
+    u32 x = multiply_add_f16(numbers, scales, zeros), largest = 0x7bff7bff;
+    __half2 y = __hmin2(*(__half2*)&x, *(__half2*)&largest);
+    return *(u32*)&y;
+#endif
 }
 
-__device__ __forceinline__ u32 key_codes(const Row& row, u32 channel) {
-    constexpr u32 PER_WORD = 32 / K_CODE_BITS, MASK = (1u << K_CODE_BITS) - 1;
-    u32 codes = ((const u32*)row.data)[channel / PER_WORD] >> channel % PER_WORD / 2 * K_CODE_BITS;
-    uint2 params = *(const uint2*)(row.params + channel);  // scales, zeros
-    return value_pair((float)(codes & MASK), (float)(codes >> 16 & MASK),
-                      make_float2(half_at(params.x, 0), half_at(params.x, 16)),
-                      make_float2(half_at(params.y, 0), half_at(params.y, 16)));
+// The words of a token's keys that are thread `part`'s.
+__device__ __forceinline__ void fill_keys(const Row& row, u32 part, Act* to) {
+    constexpr u32 PAIRS = 16 / K_CODE_BITS, MASK = ((1u << K_CODE_BITS) - 1) * 0x10001u;
+    for (u32 i = part; i < K_WORDS; i += PER_ROW) {
+        u32 word = ((const u32*)row.data)[i], pairs[PAIRS];
+        const uint4* params = (const uint4*)row.params + i * PAIRS / 2;  // scales, zeros, scales, zeros
+#pragma unroll
+        for (u32 j = 0; j < PAIRS; j += 2) {
+            uint4 x = params[j / 2];
+            pairs[j] = dequantized(word >> j * K_CODE_BITS & MASK, x.x, x.y);
+            pairs[j + 1] = dequantized(word >> (j + 1) * K_CODE_BITS & MASK, x.z, x.w);
+        }
+#pragma unroll
+        for (u32 j = 0; j < PAIRS; j += 2) {
+            *(uint2*)(to + 2 * (i * PAIRS + j)) = make_uint2(pairs[j], pairs[j + 1]);
+        }
+    }
 }
 
-__device__ __forceinline__ u32 value_codes(const Row& row, u32 channel) {
-    constexpr u32 PER_UNIT = 16 / V_CODE_BITS, MASK = (1u << V_CODE_BITS) - 1;
-    u32 place = place_of(HEAD_DIM, channel);
-    u32 codes = ((const u32*)row.data)[place / PER_UNIT] >> (row.shift + place % PER_UNIT * V_CODE_BITS);
-    const u32* params = row.params + channel / GROUP_SIZE;
-    float scale = half_at(params[0], row.shift), zero = half_at(params[VALUE_GROUPS], row.shift);
-    return value_pair((float)(codes & MASK), (float)(codes >> V_CODE_BITS & MASK), make_float2(scale, scale),
-                      make_float2(zero, zero));
+// The same for values, whose token has half of each word.
+__device__ __forceinline__ void fill_values(const Row& row, u32 part, Act* to) {
+    constexpr u32 PER_UNIT = 16 / V_CODE_BITS, MASK = ((1u << V_CODE_BITS) - 1) * 0x10001u;
+    u32 both = row.shift ? 0x3232 : 0x1010;
+    for (u32 i = part; i < HEAD_DIM / PER_UNIT; i += PER_ROW) {
+        u32 unit = ((const u32*)row.data)[i] >> row.shift & 0xffff;
+        unit |= unit >> V_CODE_BITS << 16;  // neighbours in different halves
+#pragma unroll
+        for (u32 j = 0; j < PER_UNIT; j += 2) {
+            u32 channel = channel_at(HEAD_DIM, i * PER_UNIT + j);
+            u32 scale = row.params[channel / GROUP_SIZE], zero = row.params[VALUE_GROUPS + channel / GROUP_SIZE];
+            u32 codes = unit >> j * V_CODE_BITS & MASK;
+            *(u32*)(to + channel) = dequantized(codes, __byte_perm(scale, scale, both), __byte_perm(zero, zero, both));
+        }
+    }
 }
 
 // Brings the row of a token of the cache with PER_ROW threads; zeros if it is not seen.
@@ -51,10 +76,7 @@ __device__ __forceinline__ void fill_row(const Cache& c, const Side& side, const
         row = find_row(c, side, span.seq, span.head, token);
     }
     if ((KEY ? K_CODES : V_CODES) && row.form == Row::CODES) {
-        for (u32 channel = 2 * part; channel < HEAD_DIM; channel += 2 * PER_ROW) {
-            *(u32*)(to + channel) = KEY ? key_codes(row, channel) : value_codes(row, channel);
-        }
-        return;
+        return KEY ? fill_keys(row, part, to) : fill_values(row, part, to);
     }
     const Act* from = seen ? (const Act*)row.data : c.k.rows;  // an address to name, from which nothing is read
     for (u32 channel = 8 * part; channel < HEAD_DIM; channel += 8 * PER_ROW) {

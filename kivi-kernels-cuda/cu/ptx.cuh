@@ -86,6 +86,11 @@ __device__ __forceinline__ u32 max_f16(u32 a, u32 b) {
     u32 c;
     asm("max.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
     return c;
+// Products of two pairs of f16, plus a third pair, rounded once.
+__device__ __forceinline__ u32 multiply_add_f16(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
 }
 
 // cp.async (sm_80): 16 bytes to shared memory; zeros instead if not valid. A group is what was queued since the last

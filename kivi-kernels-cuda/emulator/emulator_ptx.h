@@ -120,6 +120,10 @@ inline u32 multiply_f16(u32 a, u32 b) {
     return pack(emulator_element(a, 0, false) * emulator_element(b, 0, false),
                 emulator_element(a, 1, false) * emulator_element(b, 1, false), __half());
 }
+inline u32 multiply_add_f16(u32 a, u32 b, u32 c) {
+    return pack(emulator_element(a, 0, false) * emulator_element(b, 0, false) + emulator_element(c, 0, false),
+                emulator_element(a, 1, false) * emulator_element(b, 1, false) + emulator_element(c, 1, false), __half());
+}
 
 inline u32 max_f16(u32 a, u32 b) {
     return pack(fmaxf(emulator_element(a, 0, false), emulator_element(b, 0, false)),

@@ -58,6 +58,7 @@ const HEADERS: &[(&str, &str)] = &headers![
     "copies.cuh",
     "fill.cuh",
     "kivi.cuh",
+    "pack.cuh",
     "page.cuh",
     "products.cuh",
     "ptx.cuh",
