@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use kivi_kernels::{Backend, Element, Spec, ops as op};
+use kivi_kernels::{Backend, Element, Memory, Spec, ops as op};
 
 use crate::blas::Blas;
 use crate::buffer::CudaBuffer;
@@ -238,6 +238,12 @@ impl<A: Act> Backend for Cuda<A> {
 
     fn synchronize(&self) -> Result<(), CudaError> {
         self.stream.synchronize().map_err(CudaError::driver("waiting for the queue"))
+    }
+
+    fn memory(&self) -> Result<Option<Memory>, CudaError> {
+        self.synchronize()?;
+        let memory = self.context.mem_get_info().map_err(CudaError::driver("asking for free memory"));
+        memory.map(|(free, total)| Some(Memory { free, total }))
     }
 
     run! {
