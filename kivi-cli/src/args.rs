@@ -193,10 +193,25 @@ pub struct DeviceArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Prompt tokens of one step; longer prompts are cut, and later parts see a packed past
     #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = values::tokens,
           allow_negative_numbers = true)]
     pub max_num_batched_tokens: usize,
+}
+
+/// How much memory to take.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
+pub struct MemoryArgs {
+    /// Share of a GPU's memory that may be in use; the cache has what weights and activations leave
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = values::share,
+          allow_negative_numbers = true)]
+    pub gpu_memory_utilization: f64,
+    /// Most memory of the cache, as 512MiB or 20GiB, whatever --gpu-memory-utilization says
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes, allow_negative_numbers = true)]
+    pub kv_cache_memory: Option<u64>,
 }
 
 /// Arguments of `perplexity`.

@@ -3,6 +3,7 @@
 
 mod args;
 mod batch;
+mod budget;
 mod chat;
 mod commands;
 mod device;

@@ -18,7 +18,7 @@ macro_rules! embedded {
 }
 
 /// The model that runs where none is given.
-const EMBEDDED: Source = Source::Embedded {
+pub const EMBEDDED: Source = Source::Embedded {
     name: "kivi-tiny",
     files: embedded!["config.json" "generation_config.json" "model.safetensors" "tokenizer.json" "tokenizer_config.json"],
 };

@@ -86,6 +86,8 @@ __device__ __forceinline__ u32 max_f16(u32 a, u32 b) {
     u32 c;
     asm("max.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
     return c;
+}
+
 // Products of two pairs of f16, plus a third pair, rounded once.
 __device__ __forceinline__ u32 multiply_add_f16(u32 a, u32 b, u32 c) {
     u32 d;

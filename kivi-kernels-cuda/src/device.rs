@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use kivi_kernels::{Backend, Element, Spec, ops as op};
+use kivi_kernels::{Backend, Element, Memory, Spec, ops as op};
 
 use crate::blas::Blas;
 use crate::buffer::CudaBuffer;
@@ -50,7 +50,8 @@ impl<A: Act> Cuda<A> {
 
     /// In a stream of the caller's: everything is queued there, in the order of the calls, and ordered against other streams
     /// only by what the caller does. The context stays as it is. Allocates [`crate::raw::scratch_words`] words; after that
-    /// ops allocate nothing, except that a kernel's first use loads it ([`Self::prepare`]).
+    /// ops allocate nothing, except that a kernel's first use loads it ([`Self::prepare`]), the first product loads cuBLASLt with its
+    /// workspace of 32 MiB, and the first copy of 1 MiB to the device takes 32 MiB of pinned memory.
     ///
     /// # Errors
     /// [`CudaError::NoToolkit`], [`CudaError::Foreign`] for cudarc's stream "per thread", or a failure of the driver.
@@ -235,6 +236,12 @@ impl<A: Act> Backend for Cuda<A> {
 
     fn synchronize(&self) -> Result<(), CudaError> {
         self.stream.synchronize().map_err(CudaError::driver("waiting for the queue"))
+    }
+
+    fn memory(&self) -> Result<Option<Memory>, CudaError> {
+        self.synchronize()?;
+        let memory = self.context.mem_get_info().map_err(CudaError::driver("asking for free memory"));
+        memory.map(|(free, total)| Some(Memory { free, total }))
     }
 
     run! {

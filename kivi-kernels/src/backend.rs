@@ -13,6 +13,15 @@ pub trait Buffer<T: Element> {
     }
 }
 
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// What can be allocated.
+    pub free: usize,
+    /// All of it.
+    pub total: usize,
+}
+
 /// What makes two steps the same graph: equal keys launch the same kernels over the same buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StepKey {
@@ -78,6 +87,14 @@ pub trait Backend: Sized {
     /// # Errors
     /// A fault of an earlier op.
     fn synchronize(&self) -> Result<(), Self::Error>;
+
+    /// What is free of the device's memory when everything that was queued is done; none where nobody says.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn memory(&self) -> Result<Option<Memory>, Self::Error> {
+        Ok(None)
+    }
 
     /// Runs `step`. A backend with graphs or command buffers may record it at the first call with `key` and
     /// replay it at later ones, without calling it: the step must launch the same ops over the same buffers for

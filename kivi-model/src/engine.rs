@@ -10,9 +10,11 @@ use crate::model::{Model, Workspace};
 use crate::sampler::Sampler;
 
 mod kept;
+mod memory;
 mod types;
 
 use kept::Kept;
+pub use memory::EngineBytes;
 pub use types::{
     CacheUse, EngineConfig, EngineError, Event, FinishReason, PageUse, Request, RestoreError, SeqId,
     SequenceError, SubmitError,

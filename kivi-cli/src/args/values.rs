@@ -115,6 +115,28 @@ pub fn real(text: &str) -> Result<f32, String> {
     text.parse().map_err(|_| "expected a number".into())
 }
 
+/// A share of a whole.
+pub fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| "expected a number above 0 and up to 1".into())
+}
+
+/// A number of bytes.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(0),
+        "k" | "kib" => Some(10),
+        "m" | "mib" => Some(20),
+        "g" | "gib" => Some(30),
+        _ => None,
+    };
+    let bytes = scale.and_then(|scale| Some(number.parse::<f64>().ok()? * f64::from(1_u32 << scale)));
+    let bytes = bytes.filter(|bytes| (1.0..1e18).contains(bytes)).map(|bytes| bytes as u64);
+    bytes.ok_or_else(|| "expected a size as 512MiB or 20GiB".into())
+}
+
 /// The width of codes.
 pub fn bits(text: &str) -> Result<Bits, String> {
     let bits = text.parse::<u32>().ok().and_then(|bits| Bits::try_from(bits).ok());

@@ -15,13 +15,13 @@ use kivi_model::tokenizer::Tokenizer;
 use kivi_model::weights::Checkpoint;
 use serde_json::json;
 
-use crate::args::{DEFAULT_BATCH, GenerateArgs};
+use crate::args::{DEFAULT_BATCH, GenerateArgs, MemoryArgs};
 use crate::batch::driver::{Defaults, Done, Driver};
 use crate::batch::input::{Line, Lines};
 use crate::batch::results::{self, Results, Settings};
 use crate::format::{rate, size, thousands};
 use crate::settings::{self, Seed};
-use crate::{memory, model_source, output, policy, setup, sizing};
+use crate::{budget, memory, model_source, output, policy, setup, sizing};
 
 /// Runs the prompts of `file` that have no result in `out`.
 pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, file: &Path, out: &Path, quiet: bool) -> Result<()> {
@@ -34,8 +34,11 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, file: &Path, out: &Path
     let plan = Plan::new(args, &source, file, seed, B::Act::DTYPE)?;
     let results = Results::open(out, plan.settings(args, &source), args.sampling.seed, seed.value)?;
     let (before, seed) = (results.done.len(), results.seed);
-    let done =
-        if before < plan.lines { plan.run(backend, &source, file, results, quiet)? } else { Done::default() };
+    let done = if before < plan.lines {
+        plan.run(backend, &source, file, results, (&args.run.memory, quiet))?
+    } else {
+        Done::default()
+    };
     if done.failed > 0 {
         tracing::warn!("{} of {} prompts failed; their results have an error", done.failed, done.lines);
     }
@@ -115,10 +118,12 @@ impl Plan {
         source: &Source,
         file: &Path,
         results: Results,
-        quiet: bool,
+        (memory, quiet): (&MemoryArgs, bool),
     ) -> Result<Done> {
         let (model, _) = setup::load(backend, source, !quiet)?;
-        let engine = Engine::new(backend, &model, self.sizes.clone());
+        let mut sizes = self.sizes.clone();
+        budget::fit(backend, model.config(), &mut sizes, (memory, !quiet))?;
+        let engine = Engine::new(backend, &model, sizes);
         let engine = engine.map_err(|error| setup::not_made(error, &self.config_file))?;
         let bar = output::bar(!quiet, "prompts", "{msg} {bar:30} {pos}/{len}, {elapsed}, {eta} left");
         bar.set_length(self.lines as u64);

@@ -10,7 +10,7 @@ use kivi_model::tokenizer::Tokenizer;
 use crate::args::ChatArgs;
 use crate::chat::{Answers, Session, repl};
 use crate::settings::{self, Seed};
-use crate::{model_source, policy, setup, sizing};
+use crate::{budget, model_source, policy, setup, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and hints out.
 pub fn run<B: Backend>(backend: &B, args: &ChatArgs, quiet: bool) -> Result<()> {
@@ -24,9 +24,10 @@ pub fn run<B: Backend>(backend: &B, args: &ChatArgs, quiet: bool) -> Result<()> 
     let tokenizer = Tokenizer::load(&source, config.vocab_size)?;
     let Some(template) = setup::template(&args.template, &source, true)? else { return Ok(()) };
     let policy = policy::read(&args.layers, cache, config.n_layers)?;
-    let sizes = sizing::chat(policy, config.n_layers, context.tokens, args.run.max_num_batched_tokens);
+    let mut sizes = sizing::chat(policy, config.n_layers, context.tokens, args.run.max_num_batched_tokens);
 
     let (model, _) = setup::load(backend, &source, !quiet)?;
+    budget::fit(backend, model.config(), &mut sizes, (&args.run.memory, !quiet))?;
     let engine = Engine::new(backend, &model, sizes);
     let engine = engine.map_err(|error| setup::not_made(error, &source.place("config.json")))?;
     let seed = Seed::new(args.sampling.seed);

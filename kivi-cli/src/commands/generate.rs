@@ -24,7 +24,7 @@ use crate::output::{self, Screen};
 use crate::prompts::{self, Prompt};
 use crate::report::{self, Run};
 use crate::settings::{self, Seed};
-use crate::{json, model_source, policy, setup, sizing};
+use crate::{budget, json, model_source, policy, setup, sizing};
 
 /// Runs the command on `backend`; `quiet` leaves progress and statistics out.
 pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<()> {
@@ -44,11 +44,12 @@ pub fn run<B: Backend>(backend: &B, args: &GenerateArgs, quiet: bool) -> Result<
     check_files(&args.files, prompts.len())?;
 
     let start = Instant::now();
-    let job = Job::new(args, &source, cache, &prompts)?;
+    let mut job = Job::new(args, &source, cache, &prompts)?;
     let (seed, policy) = (job.seed, job.sizes.cache.clone());
     let progress = !quiet && !args.json;
     let (model, weights_bytes) = setup::load(backend, &source, progress)?;
     let load = start.elapsed();
+    budget::fit(backend, model.config(), &mut job.sizes, (&args.run.memory, progress))?;
     let screen = Screen::new(prompts.len() == 1 && !args.json, progress);
     let (setup, texts) = job.run(backend, &model, &prompts, screen, args.files.save_cache.as_deref())?;
     let run = Run {

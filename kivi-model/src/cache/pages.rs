@@ -52,15 +52,21 @@ impl SeqPages {
     }
 }
 
+impl CacheSizes {
+    /// Pages of the pool of a group.
+    pub fn pages(&self, shape: &GroupShape) -> usize {
+        let tokens = shape.layout.config().page_tokens();
+        let n = self.pool_tokens.div_ceil(tokens);
+        let Some(window) = shape.window else { return n };
+        let seq = window_pages(shape, window).saturating_mul(self.n_slots);
+        n.min(seq.saturating_add(self.step_tokens.div_ceil(tokens)))
+    }
+}
+
 impl Pool {
     /// Pages for `sizes.pool_tokens` tokens; where there is a window, no more than all sequences together ever need.
     pub fn new(shape: GroupShape, sizes: CacheSizes) -> Self {
-        let tokens = shape.layout.config().page_tokens();
-        let mut n = sizes.pool_tokens.div_ceil(tokens);
-        if let Some(window) = shape.window {
-            let seq = window_pages(&shape, window).saturating_mul(sizes.n_slots);
-            n = n.min(seq.saturating_add(sizes.step_tokens.div_ceil(tokens)));
-        }
+        let n = sizes.pages(&shape);
         let free = (0..n as u32).rev().collect();
         Self { shape, step_tokens: sizes.step_tokens, free, used: vec![false; n], dirty: Vec::new() }
     }
