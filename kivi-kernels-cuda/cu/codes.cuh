@@ -21,6 +21,11 @@ constexpr u32 STEPS = HEAD_DIM / 16;  // products along a head, and tiles of 16 
 constexpr u32 VALUE_GROUPS = (HEAD_DIM + GROUP_SIZE - 1) / GROUP_SIZE;
 constexpr u32 K_WORDS = HEAD_DIM * K_BITS / 32, V_WORDS = HEAD_DIM * V_BITS / 32;  // of a token
 constexpr u32 ROW_STRIDE = HEAD_DIM + 8;  // of rows in shared memory: 16 bytes more, so that 8 lie in different banks
+// Words of a page: where its parts begin (PageLayout).
+constexpr u32 K_PARAMS_START = PAGE_TOKENS * K_WORDS;
+constexpr u32 V_START = K_PARAMS_START + (K_CODES ? PAGE_TOKENS / GROUP_SIZE * HEAD_DIM : 0);
+constexpr u32 V_PARAMS_START = V_START + PAGE_TOKENS * V_WORDS;
+constexpr u32 PAGE_WORDS = V_PARAMS_START + (V_CODES ? PAGE_TOKENS * VALUE_GROUPS : 0);
 constexpr float LOG2_E = 1.44269504f;
 constexpr float SUBNORMAL = 16777216.0f;  // 2^24: what a masked code is short of
 
@@ -63,34 +68,19 @@ struct KeyWords {
     __device__ __forceinline__ static u32 left_field(u32 t) { return SHARE * (t % (LEFT ? 4 / LEFT : 1)); }
 
     // What step n needs and steps before it did not.
-    __device__ __forceinline__ void load(u32 n, const u32* token, u32 t) {
+    // The codes of a token lie at an address; own ones begin 4 CHUNK t further.
+    __device__ __forceinline__ void load(u32 n, u32 token, u32 t) {
         if (is_own(n) && 2 * n % (FIELDS * CHUNK) == 0) {
-            load_words<CHUNK>(&own[2 * n / FIELDS], token + own_word(2 * n / FIELDS, t));
-        } else if (2 * n == OWN * FIELDS) {
-            left = token[left_word(t)] >> (left_field(t) * K_CODE_BITS);
-        }
-    }
-
-    template <u32 N>
-    __device__ __forceinline__ static void load_words(u32* to, const u32* from) {
-        if (N == 4) {
-            uint4 x = *(const uint4*)from;
-            to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
-        } else if (N == 2) {
-            uint2 x = *(const uint2*)from;
-            to[0] = x.x, to[1] = x.y;
-        } else {
-            to[0] = *from;
-        }
-    }
-
-    // N words from an address that is a multiple of as many bytes.
-    template <u32 N>
-    __device__ __forceinline__ static void load_all(u32 (&to)[N], const u32* from) {
-        constexpr u32 CHUNK = N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
+            u32 x[CHUNK], first = 2 * n / FIELDS;
+            read_shared(x, token + first * 16 + t * (4 * CHUNK));
 #pragma unroll
-        for (u32 i = 0; i < N; i += CHUNK) {
-            load_words<CHUNK>(&to[i], from + i);
+            for (u32 i = 0; i < CHUNK; ++i) {
+                own[first + i] = x[i];
+            }
+        } else if (2 * n == OWN * FIELDS) {
+            u32 x[1];
+            read_shared(x, token + left_word(t) * 4);
+            left = x[0] >> (left_field(t) * K_CODE_BITS);
         }
     }
 
@@ -102,6 +92,14 @@ struct KeyWords {
     __device__ __forceinline__ static u32 pair_of(u32 n, u32 t) {
         return is_own(n) ? own_word(2 * n / FIELDS, t) * FIELDS + field_of(n)
                          : left_word(t) * FIELDS + left_field(t) + field_of(n);
+    }
+
+    // Where its scales and zeros lie behind those of channel 0: bytes, with PAD more behind each 128. What is the lane's
+    // is the same for all own words.
+    template <class Padded>
+    __device__ __forceinline__ static u32 params_at(u32 n, u32 t, Padded padded) {
+        constexpr u32 OF_LANE = CHUNK * FIELDS * 8;
+        return is_own(n) ? padded(pair_of(n, 0) * 8) + padded(t * OF_LANE) : padded(pair_of(n, t) * 8);
     }
 
     __device__ __forceinline__ u32 pair(u32 n, u32 h) const {
@@ -121,17 +119,24 @@ struct ValueWords {
     u32 own[OWN ? OWN : 1];
     u32 left[LEFT ? LEFT : 1];
 
-    // Those of a pair of tokens whose codes begin at a word, which word_at finds.
+    // Those of a pair of tokens; at finds a byte of its codes.
     template <class At>
-    __device__ __forceinline__ void load(u32 pair, u32 g, At word_at) {
+    __device__ __forceinline__ void load(u32 g, At at) {
         constexpr u32 CHUNK = OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1;
 #pragma unroll
         for (u32 i = 0; i < OWN; i += CHUNK) {
-            KeyWords::load_words<CHUNK>(&own[i], word_at(pair + g * OWN + i));
+            u32 x[CHUNK];
+            read_shared(x, at((g * OWN + i) * 4));
+#pragma unroll
+            for (u32 j = 0; j < CHUNK; ++j) {
+                own[i + j] = x[j];
+            }
         }
 #pragma unroll
         for (u32 i = 0; i != LEFT; ++i) {
-            left[i] = *word_at(pair + 8 * OWN + g * LEFT / SHARE + i) >> (g % SHARE * REST * V_CODE_BITS);
+            u32 x[1];
+            read_shared(x, at((8 * OWN + g * LEFT / SHARE + i) * 4));
+            left[i] = x[0] >> (g % SHARE * REST * V_CODE_BITS);
         }
     }
 

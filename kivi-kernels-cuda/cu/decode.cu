@@ -30,7 +30,7 @@ __device__ void share_totals(Shared& sh, State& s) {
             s.total[h] += __shfl_xor_sync(ALL_LANES, s.total[h], step);
         }
         if (g == 0) {
-            sh.largest[warp][2 * t + h] = s.fresh ? -INFINITY : s.reference[h];
+            sh.largest[warp][2 * t + h] = s.fresh() ? -INFINITY : s.reference[h];
             sh.total[warp][2 * t + h] = s.total[h];
         }
     }
@@ -43,7 +43,7 @@ __device__ void share_totals(Shared& sh, State& s) {
         for (u32 w = 1; w < WARPS; ++w) {
             largest = fmaxf(largest, sh.largest[w][2 * t + h]);
         }
-        by[h] = s.fresh ? 0.0f : weight(s.reference[h], largest);
+        by[h] = s.fresh() ? 0.0f : weight(s.reference[h], largest);
     }
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
@@ -203,20 +203,20 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Span& span, Co
         use_rows(c, sh, span, tile, q, s);
     }
     unsettle(s);
-    u32 token = token_of(span, span.tile + threadIdx.x / WARP), token_end = token_of(span, span.tile_end);
-    u32 packed = min(span.extent.k_packed, span.extent.v_packed), start = span.extent.start, at = span.extent.at;
-    for (; token < token_end; token += WARPS * TILE) {
-        const char* stage = copies.wait();
-        if (token + TILE <= packed) {
-            use_packed(stage, token, start, at, q, s);
-        } else {
-            // Copies, so that q and s need no address, and stay in registers.
-            Queries same = q;
-            State state = s;
-            use_mixed(c, sh, span, stage, token, same, state);
-            s = state;
+    u32 token = token_of(span, span.tile + threadIdx.x / WARP), end = token_of(span, span.tile_end);
+    u32 packed = min(end, min(span.extent.k_packed, span.extent.v_packed)), start = span.extent.start;
+    while (token < end) {
+        if (token < start || token + TILE > packed) {
+            use_mixed(c, sh, span, copies.wait(), token, q, s);
+            copies.release(c, sh);
+            token += WARPS * TILE;
         }
-        copies.release(c, sh);
+        u32 tiles = packed >= token + TILE ? (packed - token - TILE) / (WARPS * TILE) + 1 : 0;
+        for (u32 i = 0; i < tiles; ++i) {
+            use_packed(copies.wait(), token + i * (WARPS * TILE), span.extent.at, q, s);
+            copies.release(c, sh);
+        }
+        token += tiles * (WARPS * TILE);
     }
     settle(s);
     Act* out = a.out + span.row * a.out_stride + (u64)head * HEAD_DIM;
@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, KIVI_BLOCKS_PER_SM) dec
         return;
     }
     u64 end = line.start(blockIdx.x + 1);
-    Copies copies(p.attend.cache);
+    Copies copies;
     while (sh.line < end) {
         __syncthreads();
         if (threadIdx.x == 0) {

@@ -2,20 +2,19 @@
 #pragma once
 #include "softmax.cuh"
 
-// Which scales of a tile some of are 512 or more.
-struct Wide {
-    bool k, v;
-};
-
-// The largest numbers among scales and, of values, zeros, of a lane's part of these words; at least 0.
-template <u32 PAD, u32 SCALES>
-__device__ __forceinline__ u32 largest_params(const char* params, u32 bytes) {
+// The largest numbers among scales and, of values, zeros, of a lane's part of the words at an address; at least 0.
+template <u32 BYTES, u32 PAD, bool ZEROS>
+__device__ __forceinline__ u32 largest_params(u32 at, u32 lane) {
     u32 largest = 0;
-    for (u32 i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16) {
-        uint4 w = *(const uint4*)(params + padded<PAD>(i));
-        largest = max_f16(largest, max_f16(w.x, w.z));
-        if (SCALES == 4) {
-            largest = max_f16(largest, max_f16(w.y, w.w));
+#pragma unroll
+    for (u32 i = 0; i < BYTES; i += WARP * 16) {
+        if (BYTES % (WARP * 16) == 0 || i + lane * 16 < BYTES) {
+            u32 w[4];
+            read_shared(w, at + padded<PAD>(i) + padded<PAD>(lane * 16));
+            largest = max_f16(largest, max_f16(w[0], w[2]));
+            if (ZEROS) {
+                largest = max_f16(largest, max_f16(w[1], w[3]));
+            }
         }
     }
     return largest;
@@ -23,53 +22,53 @@ __device__ __forceinline__ u32 largest_params(const char* params, u32 bytes) {
 
 __device__ __forceinline__ bool from_512(u32 pair) { return ((pair + 0x20002000) & 0x80008000) != 0; }
 
-__device__ __forceinline__ Wide find_wide(const char* stage) {
-    u32 k = K_CODES ? largest_params<K_PARAMS_PAD, 2>(stage + K_PARAMS_AT, HEAD_DIM * 4) : 0;
-    u32 v = V_CODES ? largest_params<0, 4>(stage + V_PARAMS_AT, V_PARAM_BYTES) : 0;
-    Wide wide = {false, false};
-    if (__any_sync(ALL_LANES, from_512(max_f16(k, v)))) {
-        wide.k = __any_sync(ALL_LANES, from_512(k));
-        wide.v = __any_sync(ALL_LANES, from_512(v));
+// Whether a tile has key scales of 512 or more; s learns it if it has such value scales.
+__device__ __forceinline__ bool find_wide(u32 stage, u32 lane, State& s) {
+    u32 k = K_CODES ? largest_params<HEAD_DIM * 4, K_PARAMS_PAD, false>(stage + K_PARAMS_AT, lane) : 0;
+    u32 v = V_CODES ? largest_params<V_PARAM_BYTES, 0, true>(stage + V_PARAMS_AT, lane) : 0;
+    if (!__any_sync(ALL_LANES, from_512(max_f16(k, v)))) {
+        return false;
     }
-    return wide;
+    if (__any_sync(ALL_LANES, from_512(v))) {
+        s.widen();
+    }
+    return __any_sync(ALL_LANES, from_512(k));
 }
 
 // Logits of a tile over codes, relative to the reference, as those below. WIDE: with scales of 512 and more.
 template <bool WIDE>
-__device__ __forceinline__ void code_logits(const char* stage, const Queries& q, const State& s,
-                                            float (&y)[M_TILES][4]) {
-    u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const u32* codes = (const u32*)stage;
+__device__ __forceinline__ void code_logits(u32 stage, const Queries& q, const State& s, float (&y)[M_TILES][4]) {
+    u32 g = q.lane / 4, t = q.lane % 4, codes = stage + g * (K_WORDS * 4);
     KeyWords low[M_TILES], high[M_TILES];
     float zero[4] = {}, c[M_TILES][4] = {};
-    uint4 zeros;
+    u32 zeros[4];
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
-        // Scales, zeros, scales, zeros.
-        uint4 w = *(const uint4*)(stage + K_PARAMS_AT + padded<K_PARAMS_PAD>(KeyWords::pair_of(i, t) * 8));
+        u32 w[4];  // scales, zeros, scales, zeros
+        read_shared(w, stage + K_PARAMS_AT + KeyWords::params_at(i, t, padded<K_PARAMS_PAD>));
         if (i % 2 == 0) {
-            zeros = q.zeros[i / 2 * WARP];
+            read_shared(zeros, q.zeros + i / 2 * (WARP * 16));
         }
         // Rows g: scales, of no use; rows g + 8: zeros.
-        mma(zero, {w.x, w.y, w.z, w.w}, i % 2 ? zeros.z : zeros.x, i % 2 ? zeros.w : zeros.y, __half());
+        mma(zero, w, zeros[i % 2 * 2], zeros[i % 2 * 2 + 1], __half());
         if (WIDE) {
             u32 fold = pack(WIDE_FOLD, WIDE_FOLD, __half());
-            w.x = multiply_f16(w.x, fold);
-            w.z = multiply_f16(w.z, fold);
+            w[0] = multiply_f16(w[0], fold);
+            w[2] = multiply_f16(w[2], fold);
         }
-        u32 folded[2] = {multiply_f16(q.codes[i][0], w.x), multiply_f16(q.codes[i][1], w.z)};
+        u32 folded[2] = {multiply_f16(w[0], q.codes[i][0]), multiply_f16(w[2], q.codes[i][1])};
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
-            low[m].load(i, codes + (16 * m + g) * K_WORDS, t);
-            high[m].load(i, codes + (16 * m + g + 8) * K_WORDS, t);
+            low[m].load(i, codes + 16 * m * (K_WORDS * 4), t);
+            high[m].load(i, codes + (16 * m + 8) * (K_WORDS * 4), t);
             mma(c[m], {low[m].pair(i, 0), high[m].pair(i, 0), low[m].pair(i, 1), high[m].pair(i, 1)}, folded[0],
                 folded[1], __half());
         }
     }
-    float fold = SUBNORMAL / K_FOLD / (WIDE ? WIDE_FOLD : 1.0f);
 #pragma unroll
     for (u32 e = 0; e < 2; ++e) {
-        float base = zero[2 + e] * q.norm[e] - s.reference[e], norm = q.norm[e] * fold;
+        float norm = q.norm[e] * (WIDE ? 1 / WIDE_FOLD : 1.0f);
+        float base = zero[2 + e] * (K_FOLD / SUBNORMAL) * q.norm[e] - s.reference[e];
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
             y[m][e] = c[m][e] * norm + base;
@@ -79,44 +78,64 @@ __device__ __forceinline__ void code_logits(const char* stage, const Queries& q,
 }
 
 // Logits of a tile over rows in shared memory.
-__device__ __forceinline__ void row_logits(const char* stage, const Queries& q, const State& s,
-                                           float (&y)[M_TILES][4]) {
-    u32 lane = threadIdx.x % WARP;
-    const Act* row = (const Act*)stage + (lane % 16) * ROW_STRIDE + lane / 16 * 8;
+__device__ __forceinline__ void row_logits(u32 stage, const Queries& q, const State& s, float (&y)[M_TILES][4]) {
+    u32 row = stage + (q.lane % 16) * (ROW_STRIDE * 2) + q.lane / 16 * 16;
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
         float c[4] = {};
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
             u32 k[4];
-            load_matrices(k, row + 16 * m * ROW_STRIDE + 16 * i);
+            load_matrices(k, row + 16 * m * (ROW_STRIDE * 2) + 32 * i);
             mma(c, k, q.rows[i][0], q.rows[i][1], Act());
         }
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) {
-            y[m][e] = c[e] * q.scale[e % 2] - s.reference[e % 2];
+            y[m][e] = c[e] * q.scale - s.reference[e % 2];
+        }
+    }
+}
+
+// The byte of the codes of a tile's values that is so far behind those of pair `pair` of tokens and of the lane's own
+// pair t among 4. Where 4 pairs are whole lines of 128 bytes, it is a constant and what is the lane's.
+__device__ __forceinline__ u32 value_at(u32 stage, u32 pair, u32 t, u32 byte) {
+    constexpr u32 PAIR = 2 * V_WORDS * 4;
+    constexpr bool LINES = 4 * PAIR % 128 == 0 && (ValueWords::OWN & (ValueWords::OWN - 1)) == 0;
+    u32 lane = t * PAIR + byte;
+    return stage + V_AT + (LINES ? padded<V_PAD>(pair * PAIR) + padded<V_PAD>(lane) : padded<V_PAD>(pair * PAIR + lane));
+}
+
+// Scales or zeros of a pair of tokens.
+__device__ __forceinline__ void load_params(u32 (&x)[VALUE_GROUPS], u32 at) {
+    constexpr u32 CHUNK = VALUE_GROUPS % 4 == 0 ? 4 : VALUE_GROUPS % 2 == 0 ? 2 : 1;
+#pragma unroll
+    for (u32 i = 0; i < VALUE_GROUPS; i += CHUNK) {
+        u32 words[CHUNK];
+        read_shared(words, at + i * 4);
+#pragma unroll
+        for (u32 j = 0; j < CHUNK; ++j) {
+            x[i + j] = words[j];
         }
     }
 }
 
 // Adds the values of a tile of codes, weighted.
-__device__ __forceinline__ void mix_codes(const char* stage, State& s, const u32 (&p)[M_TILES][2]) {
-    u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const u32* params = (const u32*)(stage + V_PARAMS_AT);
-    auto word_at = [&](u32 word) { return (const u32*)(stage + V_AT + padded<V_PAD>(word * 4)); };
+__device__ __forceinline__ void mix_codes(u32 stage, u32 lane, State& s, const u32 (&p)[M_TILES][2]) {
+    constexpr u32 PAIR = 2 * VALUE_GROUPS * 4;  // bytes of the scales and zeros of a pair of tokens
+    u32 g = lane / 4, t = lane % 4, params = stage + V_PARAMS_AT + t * PAIR;
+    // Rows beyond the groups are of no use.
+    u32 zeros = params + VALUE_GROUPS * 4 + min(g, VALUE_GROUPS - 1) * 4;
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
-        u32 low = 8 * m + t, high = low + 4;  // pairs of tokens
-        const u32 *low_params = params + low * 2 * VALUE_GROUPS, *high_params = params + high * 2 * VALUE_GROUPS;
-        ValueWords low_words, high_words;
-        low_words.load(low * 2 * V_WORDS, g, word_at);
-        high_words.load(high * 2 * V_WORDS, g, word_at);
-        u32 low_zero = g < VALUE_GROUPS ? low_params[VALUE_GROUPS + g] : 0;
-        u32 high_zero = g < VALUE_GROUPS ? high_params[VALUE_GROUPS + g] : 0;
-        mma(s.zero, {low_zero, 0, high_zero, 0}, p[m][0], p[m][1], __half());
-        u32 low_scale[VALUE_GROUPS], high_scale[VALUE_GROUPS];
-        KeyWords::load_all(low_scale, low_params);
-        KeyWords::load_all(high_scale, high_params);
+        ValueWords low, high;
+        low.load(g, [&](u32 byte) { return value_at(stage, 8 * m, t, byte); });
+        high.load(g, [&](u32 byte) { return value_at(stage, 8 * m + 4, t, byte); });
+        u32 low_zero[1], high_zero[1], low_scale[VALUE_GROUPS], high_scale[VALUE_GROUPS];
+        read_shared(low_zero, zeros + 8 * m * PAIR);
+        read_shared(high_zero, zeros + (8 * m + 4) * PAIR);
+        load_params(low_scale, params + 8 * m * PAIR);
+        load_params(high_scale, params + (8 * m + 4) * PAIR);
+        mma(s.zero, {low_zero[0], 0, high_zero[0], 0}, p[m][0], p[m][1], __half());
         u32 low_p = 0, high_p = 0;
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
@@ -124,22 +143,20 @@ __device__ __forceinline__ void mix_codes(const char* stage, State& s, const u32
                 low_p = multiply_f16(p[m][0], low_scale[16 * i / GROUP_SIZE]);
                 high_p = multiply_f16(p[m][1], high_scale[16 * i / GROUP_SIZE]);
             }
-            mma(s.sum[i], {low_words.pair(i, 0), low_words.pair(i, 1), high_words.pair(i, 0), high_words.pair(i, 1)},
-                low_p, high_p, __half());
+            mma(s.sum[i], {low.pair(i, 0), low.pair(i, 1), high.pair(i, 0), high.pair(i, 1)}, low_p, high_p, __half());
         }
     }
 }
 
 // Adds the values of a tile of rows in shared memory, weighted.
-__device__ __forceinline__ void mix_rows(const char* stage, State& s, const u32 (&p)[M_TILES][2]) {
-    u32 lane = threadIdx.x % WARP;
-    const Act* row = (const Act*)(stage + V_AT) + (lane % 8 + lane / 16 * 8) * ROW_STRIDE + lane / 8 % 2 * 8;
+__device__ __forceinline__ void mix_rows(u32 stage, u32 lane, State& s, const u32 (&p)[M_TILES][2]) {
+    u32 row = stage + V_AT + (lane % 8 + lane / 16 * 8) * (ROW_STRIDE * 2) + lane / 8 % 2 * 16;
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
             u32 v[4];
-            load_transposed(v, row + 16 * m * ROW_STRIDE + 16 * i);
+            load_transposed(v, row + 16 * m * (ROW_STRIDE * 2) + 32 * i);
             mma(s.sum[i], v, p[m][0], p[m][1], Act());
         }
     }

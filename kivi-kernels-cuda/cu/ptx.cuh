@@ -9,7 +9,34 @@ __device__ __forceinline__ char* dynamic_shared() {
     return dynamic_shared_memory;
 }
 
+// Where something in shared memory lies, for the functions below.
 __device__ __forceinline__ u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
+
+// The lane of a thread, which the compiler keeps or makes offsets of, but does not ask for again.
+__device__ __forceinline__ u32 lane_id() {
+    u32 lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
+// x, which the compiler keeps instead of computing it again.
+__device__ __forceinline__ u32 keep(u32 x) {
+    asm volatile("mov.u32 %0, %0;" : "+r"(x));
+    return x;
+}
+
+// 1, 2 or 4 words of shared memory.
+__device__ __forceinline__ void read_shared(u32 (&x)[1], u32 at) {
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x[0]) : "r"(at));
+}
+__device__ __forceinline__ void read_shared(u32 (&x)[2], u32 at) {
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "r"(at));
+}
+__device__ __forceinline__ void read_shared(u32 (&x)[4], u32 at) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(at));
+}
 
 // c += a b for a of 16 x 16 and b of 16 x 8 elements.
 __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, __half) {
@@ -27,20 +54,22 @@ __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u3
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void load_matrices(u32 (&x)[4], const void* row) {
+__device__ __forceinline__ void load_matrices(u32 (&x)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
+__device__ __forceinline__ void load_matrices(u32 (&x)[4], const void* row) { load_matrices(x, shared_address(row)); }
 
 // The same, each matrix transposed.
-__device__ __forceinline__ void load_transposed(u32 (&x)[4], const void* row) {
+__device__ __forceinline__ void load_transposed(u32 (&x)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
+__device__ __forceinline__ void load_transposed(u32 (&x)[4], const void* row) { load_transposed(x, shared_address(row)); }
 
 // An 8 x 8 matrix of 16-bit elements, a pair a lane, transposed across the warp.
 __device__ __forceinline__ u32 transpose(u32 x) {
@@ -97,10 +126,12 @@ __device__ __forceinline__ u32 multiply_add_f16(u32 a, u32 b, u32 c) {
 
 // cp.async (sm_80): 16 bytes to shared memory; zeros instead if not valid. A group is what was queued since the last
 // commit.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(valid ? 16 : 0)
+__device__ __forceinline__ void copy_async(u32 shared, const void* global, bool valid = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)
                  : "memory");
+}
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
+    copy_async(shared_address(shared), global, valid);
 }
 
 __device__ __forceinline__ void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory"); }

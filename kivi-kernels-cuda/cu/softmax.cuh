@@ -5,10 +5,11 @@
 // The queries of a span as operand B, column g of lane 4 g + t.
 struct Queries {
     u32 codes[STEPS][2];  // normalized, for fields of codes in their places; K_CODES only
-    const uint4* zeros;   // normalized, of two steps each, in shared memory; all warps have the same
+    u32 zeros;            // where they lie, normalized, of two steps each; all warps have the same
+    u32 lane;
     u32 rows[STEPS][2];   // as they are, in the order of channels; for keys in shared memory
-    float scale[2];       // of the logits of rows, for the lane's queries 2 t and 2 t + 1; in powers of 2
-    float norm[2];        // of normalized queries
+    float scale;          // of the logits of rows, in powers of 2
+    float norm[2];        // of logits over codes in their places, for the lane's queries 2 t and 2 t + 1
     float slope[2];
 
     __device__ void load(const AttendParams& p, Shared& s, u32 head, u32 n);
@@ -21,7 +22,8 @@ __device__ __forceinline__ float2 query_pair(const Shared& s, u32 g, u32 i) {
 
 // Called by all warps; waits for them.
 __device__ void Queries::load(const AttendParams& p, Shared& s, u32 head, u32 n) {
-    u32 lane = threadIdx.x % WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    lane = lane_id();
+    u32 g = lane / 4, t = lane % 4;
     float largest = 0.0f;
     for (u32 i = t; i < HEAD_DIM / 2; i += 4) {
         float2 x = query_pair(s, g, i);
@@ -33,7 +35,7 @@ __device__ void Queries::load(const AttendParams& p, Shared& s, u32 head, u32 n)
     u32 exponent = __float_as_uint(largest) >> 23;
     float power = exponent - 1 < 253 ? __uint_as_float(exponent << 23) : 1.0f;
     float inverse = exponent - 1 < 253 ? __uint_as_float((254 - exponent) << 23) : 1.0f;
-    zeros = s.zeros + lane;
+    zeros = shared_address(s.zeros + lane);
     if (K_CODES) {
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
@@ -57,22 +59,24 @@ __device__ void Queries::load(const AttendParams& p, Shared& s, u32 head, u32 n)
             rows[i][1] = *(const u32*)&s.q[g][16 * i + 2 * t + 8];
         }
     }
+    scale = p.scale * LOG2_E;
     for (u32 h = 0; h < 2; ++h) {
-        scale[h] = p.scale * LOG2_E;
-        norm[h] = scale[h] * __shfl_sync(ALL_LANES, power, 4 * (2 * t + h));
+        norm[h] = scale * __shfl_sync(ALL_LANES, power, 4 * (2 * t + h)) * (SUBNORMAL / K_FOLD);
         slope[h] = KIVI_ALIBI && 2 * t + h < n ? p.alibi[head + 2 * t + h] * LOG2_E : 0.0f;
     }
 }
 
 // What a warp has of a span so far: row h of tile i, queries 2 t and 2 t + 1 in sum[i][2 h], sum[i][2 h + 1].
 struct State {
+    static constexpr float BEYOND = 4.0f;  // how much more than room limit is
+
+
     float sum[STEPS][4];
     float zero[4];       // row g: sum of p times the zeros of value group g
     float reference[2];  // log2 of what p is relative to, and 0 as long as there is none
     float total[2];      // sum of p, of this lane's tokens
-    float limit;         // p may grow to 2^limit before the reference moves
+    float limit;         // p may grow to 2^limit before the reference moves; -INFINITY: no token yet
     float room;          // and is then at most 2^room
-    bool fresh;          // no token yet
     bool settled;        // sums are those of values, not those of codes in their places
 
     __device__ void clear() {
@@ -82,29 +86,30 @@ struct State {
         }
         zero[0] = zero[1] = zero[2] = zero[3] = total[0] = total[1] = 0.0f;
         reference[0] = reference[1] = 0.0f;
-        limit = 7.0f;
+        limit = -INFINITY;
         room = 3.0f;
-        fresh = true;
         settled = true;
     }
 
     // For value scales from 512 on: p times such a scale must be an f16.
     __device__ void widen() {
-        limit = -2.0f;
         room = -6.0f;
+        limit = fminf(limit, room + BEYOND);
     }
+
+    __device__ bool fresh() const { return limit == -INFINITY; }
 
     // Moves the reference for logits that are as much as best above it; by how much is left in best.
     __device__ __forceinline__ void follow(float (&best)[2]) {
         float by[2];
         for (u32 h = 0; h < 2; ++h) {
-            best[h] = fresh ? best[h] - room : fmaxf(best[h] - room, 0.0f);
-            by[h] = fresh ? 0.0f : exp2_fast(-best[h]);
+            best[h] = fresh() ? best[h] - room : fmaxf(best[h] - room, 0.0f);
+            by[h] = fresh() ? 0.0f : exp2_fast(-best[h]);
             reference[h] += best[h];
             total[h] *= by[h];
             zero[h] *= by[h];
         }
-        fresh = false;
+        limit = room + BEYOND;
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
 #pragma unroll
@@ -127,7 +132,7 @@ __device__ __forceinline__ void softmax(State& s, float (&y)[N][4], u32 (&p)[N][
             largest = fmaxf(largest, y[m][e]);
         }
     }
-    if (__any_sync(ALL_LANES, largest > s.limit) || s.fresh) {
+    if (__any_sync(ALL_LANES, largest > s.limit)) {
         float best[2] = {-INFINITY, -INFINITY};
 #pragma unroll
         for (u32 m = 0; m < N; ++m) {

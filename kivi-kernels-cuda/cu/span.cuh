@@ -38,7 +38,7 @@ constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales
 
 // What a row sees: rows [first, start), tokens of which a side at least is packed [start, end), rows [end, at].
 struct Extent {
-    u32 seq, active, at, first, start, end;
+    u32 seq, active, len, at, first, start, end;
     u32 k_packed, v_packed;
     u32 few;  // whether the row is this kernel's
 
@@ -48,6 +48,20 @@ struct Extent {
     __device__ u32 cost() const { return !few ? 0 : active ? tiles() + row_tiles() * ROWS_COST : 1; }
 };
 
+// Where a head's rows in full precision lie, of the type of activations.
+struct RowsOf {
+    const Act* fresh;  // of token 0, were it a new one
+    const Act* ring;
+    const Act* sink;
+    u64 stride;        // of new rows
+
+    __device__ RowsOf() {}
+    __device__ RowsOf(const Cache& c, const Side& side, u32 seq, u32 head)
+        : fresh(side.rows + ((long long)c.row_start[seq] - c.len[seq]) * (long long)side.row_stride + head * HEAD_DIM),
+          ring((const Act*)slot_row(c, side.ring, c.residual, seq, head, 0)),
+          sink((const Act*)slot_row(c, side.sink, c.sinks, seq, head, 0)), stride(side.row_stride) {}
+};
+
 // A piece of one row and unit.
 struct Span {
     Extent extent;
@@ -55,6 +69,9 @@ struct Span {
     u32 tile, tile_end, row_tile, row_tile_end;
     u32 first_block, parts;  // the blocks that have a piece of it
     u32 slot;                // of this block's partial result
+    const char* pages;       // the head's record of page 0
+    const u32* table;        // the pages of its sequence
+    RowsOf k, v;
 };
 
 struct Shared {
@@ -78,11 +95,11 @@ __device__ Extent extent_of(const DecodeParams& d, u32 row) {
     Extent e;
     e.seq = c.seq_of_row[row];
     e.few = c.row_start[e.seq + 1] - c.row_start[e.seq] <= d.few;
-    u32 len = c.len[e.seq];
+    e.len = c.len[e.seq];
     e.k_packed = c.k.packed[e.seq];
     e.v_packed = c.v.packed[e.seq];
     e.active = c.active[e.seq];
-    e.at = len + (row - c.row_start[e.seq]);
+    e.at = e.len + (row - c.row_start[e.seq]);
     e.first = p.window && e.at + 1 > p.window ? e.at + 1 - p.window : 0;
     e.start = min(max(e.first, K_CODES || V_CODES ? c.sinks : 0), e.at + 1);
     e.end = max(e.start, max(e.k_packed, e.v_packed));
@@ -183,6 +200,11 @@ __device__ Span next_span(const DecodeParams& p, Shared& s, const Line& line, u6
     span.first_block = line.block_at(first);
     span.parts = line.block_at(last - 1) - span.first_block + 1;
     span.slot = 2 * blockIdx.x + (span.first_block == blockIdx.x);
+    const Cache& c = p.attend.cache;
+    span.pages = (const char*)(c.pool + (u64)span.head * PAGE_WORDS);
+    span.table = c.page_table + (u64)span.extent.seq * c.max_pages;
+    span.k = RowsOf(c, c.k, span.extent.seq, span.head);
+    span.v = RowsOf(c, c.v, span.extent.seq, span.head);
     s.line = min(end, last);
     if (last == s.row_start + cost * line.units) {
         s.row_start = last;

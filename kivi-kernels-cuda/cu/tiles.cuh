@@ -2,12 +2,24 @@
 #pragma once
 #include "products.cuh"
 
-// Row of a token in full precision, in the cache's type, which is that of activations; null if it is not in [low,
-// high).
-__device__ __forceinline__ const Act* row_of(const Cache& c, const Side& side, const Span& span, u32 token, u32 low,
-                                             u32 high) {
-    bool seen = token >= low && token < high;
-    return seen ? (const Act*)find_row(c, side, span.extent.seq, span.head, token).data : nullptr;
+// Row of token first + i in full precision, i below 32; null if it is not in [low, high).
+template <bool KEYS>
+__device__ __forceinline__ const Act* row_of(const Cache& c, const Span& span, u32 first, u32 i, u32 low, u32 high) {
+    const RowsOf& rows = KEYS ? span.k : span.v;
+    u32 token = first + i;
+    if (token < low || token >= high) {
+        return nullptr;
+    }
+    if (token >= span.extent.len) {
+        return rows.fresh + token * rows.stride;
+    }
+    if (KEYS ? !K_CODES : !V_CODES) {
+        const char* page = span.pages + (u64)span.table[token / PAGE_TOKENS] * (c.n_kv_heads * PAGE_WORDS * 4);
+        return (const Act*)(page + (KEYS ? 0 : V_START * 4)) + token % PAGE_TOKENS * HEAD_DIM;
+    }
+    u32 place = first % c.residual + i;  // in the ring, which has 32 rows or more
+    const Act* ring = rows.ring + (place >= c.residual ? place - c.residual : place) * HEAD_DIM;
+    return token < c.sinks ? rows.sink + token * HEAD_DIM : ring;
 }
 
 __device__ __forceinline__ u32 pair_at(const Act* row, u32 channel) { return row ? *(const u32*)(row + channel) : 0; }
@@ -20,8 +32,8 @@ __device__ __forceinline__ uint4 pairs_at(const Act* row, u32 channel) {
 __device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, const Span& span, const Queries& q,
                                              const State& s, u32 token, u32 low, u32 high, float (&y)[4]) {
     u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const Act* above = row_of(c, c.k, span, token + g, low, high);
-    const Act* below = row_of(c, c.k, span, token + g + 8, low, high);
+    const Act* above = row_of<true>(c, span, token, g, low, high);
+    const Act* below = row_of<true>(c, span, token, g + 8, low, high);
     float sums[4] = {};
 #pragma unroll
     for (u32 i = 0; i < HEAD_DIM / 32; ++i) {
@@ -39,7 +51,7 @@ __device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, c
     }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
-        y[e] = sums[e] * q.scale[e % 2] - s.reference[e % 2];
+        y[e] = sums[e] * q.scale - s.reference[e % 2];
     }
 }
 
@@ -50,7 +62,7 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
     const Act* rows[4];
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
-        rows[i] = row_of(c, c.v, span, token + 2 * t + i % 2 + i / 2 * 8, low, high);
+        rows[i] = row_of<false>(c, span, token, 2 * t + i % 2 + i / 2 * 8, low, high);
     }
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
@@ -74,7 +86,7 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
 }
 
 // Logits of a tile of which keys are packed.
-__device__ __forceinline__ void packed_logits(const char* stage, bool wide, const Queries& q, const State& s,
+__device__ __forceinline__ void packed_logits(u32 stage, bool wide, const Queries& q, const State& s,
                                               float (&y)[M_TILES][4]) {
     if (!K_CODES) {
         row_logits(stage, q, s, y);
@@ -85,49 +97,43 @@ __device__ __forceinline__ void packed_logits(const char* stage, bool wide, cons
     }
 }
 
-// A tile of which both sides are packed, and lie in a stage; tokens from start on are seen.
-__device__ __forceinline__ void use_packed(const char* stage, u32 token, u32 start, u32 at, const Queries& q,
-                                           State& s) {
+// A tile of which both sides are packed, and lie in a stage, and all tokens are seen.
+__device__ __forceinline__ void use_packed(u32 stage, u32 token, u32 at, const Queries& q, State& s) {
     float y[M_TILES][4];
     u32 p[M_TILES][2];
-    Wide wide = find_wide(stage);
-    packed_logits(stage, wide.k, q, s, y);
-    mask(y, q, token, start, token + TILE, at);
-    if (wide.v) {
-        s.widen();
+    packed_logits(stage, find_wide(stage, q.lane, s), q, s, y);
+    if (KIVI_ALIBI) {
+        mask(y, q, token, token, token + TILE, at);
     }
     if (V_CODES) {
         softmax(s, y, p, __half());
-        mix_codes(stage, s, p);
+        mix_codes(stage, q.lane, s, p);
     } else {
         softmax(s, y, p, Act());
-        mix_rows(stage, s, p);
+        mix_rows(stage, q.lane, s, p);
     }
 }
 
-// A tile of which one side is packed, or packed up to a token within it. Values that are not packed have scales of
-// zero; tiles behind this one have no packed values.
-__device__ __noinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, const char* stage,
-                                       u32 token, const Queries& q, State& s) {
+// A tile of which some tokens are not seen, or of which one side is packed, or packed up to a token within it. Values
+// that are not packed have scales of zero; tiles behind this one have no packed values.
+__device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, u32 stage, u32 token,
+                                       const Queries& q, State& s) {
     const Extent& e = span.extent;
     float y[M_TILES][4];
     u32 p[M_TILES][2];
-    Wide wide = find_wide(stage);
+    bool wide = find_wide(stage, q.lane, s);
     if (K_CODES && token >= e.k_packed) {
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
             loose_logits(c, sh, span, q, s, token + 16 * m, e.start, e.end, y[m]);
         }
     } else {
-        packed_logits(stage, wide.k, q, s, y);
+        packed_logits(stage, wide, q, s, y);
     }
     mask(y, q, token, e.start, e.end, e.at);
-    if (wide.v) {
-        s.widen();
-    }
     softmax(s, y, p, Act());
     if (!V_CODES) {
-        mix_rows(stage, s, p);
+        mix_rows(stage, q.lane, s, p);
         return;
     }
     if (token < e.v_packed) {
@@ -138,7 +144,7 @@ __device__ __noinline__ void use_mixed(const Cache& c, const Shared& sh, const S
             halves[m][1] = to_f16(p[m][1]);
         }
         unsettle(s);
-        mix_codes(stage, s, halves);
+        mix_codes(stage, q.lane, s, halves);
     }
     if (token + TILE > e.v_packed) {
         settle(s);

@@ -8,6 +8,16 @@
 #include "kivi.cuh"
 
 inline char* dynamic_shared() { return emulator_shared; }
+inline u32 shared_address(const void* shared) { return (u32)((const char*)shared - emulator_shared); }
+inline u32 keep(u32 x) { return x; }
+inline u32 lane_id() { return threadIdx.x % 32; }
+template <unsigned long N>
+void read_shared(u32 (&x)[N], u32 at) {
+    if (at % sizeof x) {
+        emulator_fail("words of shared memory are not aligned");
+    }
+    memcpy(x, emulator_shared + at, sizeof x);
+}
 
 inline float emulator_element(u32 pair, u32 half, bool bf16) {
     u16 bits = (u16)(pair >> 16 * half);
@@ -83,10 +93,12 @@ inline void load_matrices(u32 (&x)[4], const void* row) {
     EmulatorMatrices given = {x, (const u16*)row, false};
     emulator_warp(emulator_load_matrices, &given);
 }
+inline void load_matrices(u32 (&x)[4], u32 row) { load_matrices(x, emulator_shared + row); }
 inline void load_transposed(u32 (&x)[4], const void* row) {
     EmulatorMatrices given = {x, (const u16*)row, true};
     emulator_warp(emulator_load_matrices, &given);
 }
+inline void load_transposed(u32 (&x)[4], u32 row) { load_transposed(x, emulator_shared + row); }
 
 inline u32 transpose(u32 x) {
     u32 pair[2] = {x, 0};
@@ -165,6 +177,9 @@ inline void copy_async(void* shared, const void* global, bool valid = true) {
     EmulatorCopy copy = {shared, valid ? global : nullptr, 16};
     copy.queue();
     emulator_groups[threadIdx.x].open.push_back(copy);
+}
+inline void copy_async(u32 shared, const void* global, bool valid = true) {
+    copy_async(emulator_shared + shared, global, valid);
 }
 inline void commit_async() {
     EmulatorGroups& groups = emulator_groups[threadIdx.x];

@@ -94,7 +94,7 @@ impl Shape {
     /// How to launch; none if a block cannot hold a single tile a warp.
     pub fn plan(&self, limits: Limits) -> Option<Plan> {
         // A block's own structures: queries, sums of half the warps, spans (`Shared` in decode.cu).
-        let fixed = self.head_dim.max(64) * 160 + 4096;
+        let fixed = self.head_dim.max(64) * 160 + 8192;
         let (warps, stage) = (BLOCK / 32, self.stage_bytes());
         let plan = |blocks: usize| {
             // The driver keeps a kilobyte of each block's.
