@@ -207,13 +207,14 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Span& span, Co
     u32 packed = min(end, min(span.extent.k_packed, span.extent.v_packed)), start = span.extent.start;
     while (token < end) {
         if (token < start || token + TILE > packed) {
-            use_mixed(c, sh, span, copies.wait(), token, q, s);
+            use_tile<false>(c, sh, span, copies.wait(), token, q, s);
             copies.release(c, sh);
             token += WARPS * TILE;
         }
+        // By themselves, so that what seldom happens takes none of their registers.
         u32 tiles = packed >= token + TILE ? (packed - token - TILE) / (WARPS * TILE) + 1 : 0;
         for (u32 i = 0; i < tiles; ++i) {
-            use_packed(copies.wait(), token + i * (WARPS * TILE), span.extent.at, q, s);
+            use_tile<true>(c, sh, span, copies.wait(), token + i * (WARPS * TILE), q, s);
             copies.release(c, sh);
         }
         token += tiles * (WARPS * TILE);

@@ -2,8 +2,8 @@
 #pragma once
 #include "softmax.cuh"
 
-// The largest numbers among scales and, of values, zeros, of a lane's part of the words at an address; at least 0.
-template <u32 BYTES, u32 PAD, bool ZEROS>
+// The largest numbers among scales and zeros of a lane's part of the words at an address; at least 0.
+template <u32 BYTES, u32 PAD>
 __device__ __forceinline__ u32 largest_params(u32 at, u32 lane) {
     u32 largest = 0;
 #pragma unroll
@@ -11,10 +11,7 @@ __device__ __forceinline__ u32 largest_params(u32 at, u32 lane) {
         if (BYTES % (WARP * 16) == 0 || i + lane * 16 < BYTES) {
             u32 w[4];
             read_shared(w, at + padded<PAD>(i) + padded<PAD>(lane * 16));
-            largest = max_f16(largest, max_f16(w[0], w[2]));
-            if (ZEROS) {
-                largest = max_f16(largest, max_f16(w[1], w[3]));
-            }
+            largest = max_f16(largest, max_f16(max_f16(w[0], w[1]), max_f16(w[2], w[3])));
         }
     }
     return largest;
@@ -22,40 +19,52 @@ __device__ __forceinline__ u32 largest_params(u32 at, u32 lane) {
 
 __device__ __forceinline__ bool from_512(u32 pair) { return ((pair + 0x20002000) & 0x80008000) != 0; }
 
-// Whether a tile has key scales of 512 or more; s learns it if it has such value scales.
-__device__ __forceinline__ bool find_wide(u32 stage, u32 lane, State& s) {
-    u32 k = K_CODES ? largest_params<HEAD_DIM * 4, K_PARAMS_PAD, false>(stage + K_PARAMS_AT, lane) : 0;
-    u32 v = V_CODES ? largest_params<V_PARAM_BYTES, 0, true>(stage + V_PARAMS_AT, lane) : 0;
+// Multiplies the key scales of a tile by WIDE_FOLD.
+__device__ void fold_scales(u32 stage, u32 lane) {
+    for (u32 i = lane * 16; i < HEAD_DIM * 4; i += WARP * 16) {
+        u32 w[4], at = stage + K_PARAMS_AT + padded<K_PARAMS_PAD>(i), fold = pack(WIDE_FOLD, WIDE_FOLD, __half());
+        read_shared(w, at);
+        w[0] = multiply_f16(w[0], fold);
+        w[2] = multiply_f16(w[2], fold);
+        write_shared(at, w);
+    }
+    __syncwarp();
+}
+
+// What logits of a tile are to be multiplied by: not 1 if it had key scales of 512 or more, which are then folded. s
+// learns it if it has such value scales.
+__device__ __forceinline__ float narrow(u32 stage, u32 lane, State& s) {
+    u32 k = K_CODES ? largest_params<HEAD_DIM * 4, K_PARAMS_PAD>(stage + K_PARAMS_AT, lane) : 0;
+    u32 v = V_CODES ? largest_params<V_PARAM_BYTES, 0>(stage + V_PARAMS_AT, lane) : 0;
     if (!__any_sync(ALL_LANES, from_512(max_f16(k, v)))) {
-        return false;
+        return 1.0f;
     }
     if (__any_sync(ALL_LANES, from_512(v))) {
         s.widen();
     }
-    return __any_sync(ALL_LANES, from_512(k));
+    if (!__any_sync(ALL_LANES, from_512(k))) {
+        return 1.0f;
+    }
+    fold_scales(stage, lane);
+    return 1 / WIDE_FOLD;
 }
 
-// Logits of a tile over codes, relative to the reference, as those below. WIDE: with scales of 512 and more.
-template <bool WIDE>
-__device__ __forceinline__ void code_logits(u32 stage, const Queries& q, const State& s, float (&y)[M_TILES][4]) {
+// Logits of a tile over codes, relative to the reference, as those below. Products over codes are multiplied by `by`.
+__device__ __forceinline__ void code_logits(u32 stage, float by, const Queries& q, const State& s, Words& words,
+                                            float (&y)[M_TILES][4]) {
     u32 g = q.lane / 4, t = q.lane % 4, codes = stage + g * (K_WORDS * 4);
     KeyWords low[M_TILES], high[M_TILES];
     float zero[4] = {}, c[M_TILES][4] = {};
     u32 zeros[4];
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
-        u32 w[4];  // scales, zeros, scales, zeros
-        read_shared(w, stage + K_PARAMS_AT + KeyWords::params_at(i, t, padded<K_PARAMS_PAD>));
+        u32(&w)[4] = words.x[i % 2];  // scales, zeros, scales, zeros; for columns that are queries
+        read_shared(w, stage + K_PARAMS_AT + KeyWords::params_at(i, t, padded<K_PARAMS_PAD>), q.needed);
         if (i % 2 == 0) {
             read_shared(zeros, q.zeros + i / 2 * (WARP * 16));
         }
-        // Rows g: scales, of no use; rows g + 8: zeros.
+        // Rows g: scales, of no use; row 8: zeros; those behind it the same or anything.
         mma(zero, w, zeros[i % 2 * 2], zeros[i % 2 * 2 + 1], __half());
-        if (WIDE) {
-            u32 fold = pack(WIDE_FOLD, WIDE_FOLD, __half());
-            w[0] = multiply_f16(w[0], fold);
-            w[2] = multiply_f16(w[2], fold);
-        }
         u32 folded[2] = {multiply_f16(w[0], q.codes[i][0]), multiply_f16(w[2], q.codes[i][1])};
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
@@ -67,8 +76,8 @@ __device__ __forceinline__ void code_logits(u32 stage, const Queries& q, const S
     }
 #pragma unroll
     for (u32 e = 0; e < 2; ++e) {
-        float norm = q.norm[e] * (WIDE ? 1 / WIDE_FOLD : 1.0f);
-        float base = zero[2 + e] * (K_FOLD / SUBNORMAL) * q.norm[e] - s.reference[e];
+        float of_zeros = __shfl_sync(ALL_LANES, zero[2 + e], t);
+        float norm = q.norm[e] * by, base = of_zeros * (K_FOLD / SUBNORMAL) * q.norm[e] - s.reference[e];
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
             y[m][e] = c[m][e] * norm + base;
@@ -105,43 +114,48 @@ __device__ __forceinline__ u32 value_at(u32 stage, u32 pair, u32 t, u32 byte) {
     return stage + V_AT + (LINES ? padded<V_PAD>(pair * PAIR) + padded<V_PAD>(lane) : padded<V_PAD>(pair * PAIR + lane));
 }
 
-// Scales or zeros of a pair of tokens.
-__device__ __forceinline__ void load_params(u32 (&x)[VALUE_GROUPS], u32 at) {
-    constexpr u32 CHUNK = VALUE_GROUPS % 4 == 0 ? 4 : VALUE_GROUPS % 2 == 0 ? 2 : 1;
+// The scales of up to 4 groups of a pair of tokens, for columns that are queries.
+template <u32 N>
+__device__ __forceinline__ void load_scales(u32 (&x)[4], u32 at, bool needed) {
+    if (VALUE_GROUPS % 4 == 0) {
+        return read_shared(x, at, needed);
+    }
 #pragma unroll
-    for (u32 i = 0; i < VALUE_GROUPS; i += CHUNK) {
-        u32 words[CHUNK];
-        read_shared(words, at + i * 4);
-#pragma unroll
-        for (u32 j = 0; j < CHUNK; ++j) {
-            x[i + j] = words[j];
-        }
+    for (u32 i = 0; i < N; ++i) {
+        u32 word[1];
+        read_shared(word, at + i * 4);
+        x[i] = word[0];
     }
 }
 
 // Adds the values of a tile of codes, weighted.
-__device__ __forceinline__ void mix_codes(u32 stage, u32 lane, State& s, const u32 (&p)[M_TILES][2]) {
+__device__ __forceinline__ void mix_codes(u32 stage, const Queries& q, State& s, Words& words, const u32 (&p)[M_TILES][2]) {
     constexpr u32 PAIR = 2 * VALUE_GROUPS * 4;  // bytes of the scales and zeros of a pair of tokens
-    u32 g = lane / 4, t = lane % 4, params = stage + V_PARAMS_AT + t * PAIR;
-    // Rows beyond the groups are of no use.
+    u32 g = q.lane / 4, t = q.lane % 4, params = stage + V_PARAMS_AT + t * PAIR;
+    constexpr u32 ONES = 0x3c003c00;
+    // Rows beyond the groups, up to row 8, are of no use.
     u32 zeros = params + VALUE_GROUPS * 4 + min(g, VALUE_GROUPS - 1) * 4;
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
         ValueWords low, high;
         low.load(g, [&](u32 byte) { return value_at(stage, 8 * m, t, byte); });
         high.load(g, [&](u32 byte) { return value_at(stage, 8 * m + 4, t, byte); });
-        u32 low_zero[1], high_zero[1], low_scale[VALUE_GROUPS], high_scale[VALUE_GROUPS];
+        u32 low_zero[1], high_zero[1];
         read_shared(low_zero, zeros + 8 * m * PAIR);
         read_shared(high_zero, zeros + (8 * m + 4) * PAIR);
-        load_params(low_scale, params + 8 * m * PAIR);
-        load_params(high_scale, params + (8 * m + 4) * PAIR);
-        mma(s.zero, {low_zero[0], 0, high_zero[0], 0}, p[m][0], p[m][1], __half());
+        mma(s.zero, {low_zero[0], ONES, high_zero[0], ONES}, p[m][0], p[m][1], __half());
         u32 low_p = 0, high_p = 0;
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
+            u32 group = 16 * i / GROUP_SIZE;
+            if (16 * i % (4 * GROUP_SIZE) == 0) {
+                constexpr u32 N = VALUE_GROUPS < 4 ? VALUE_GROUPS : 4;
+                load_scales<N>(words.x[0], params + 8 * m * PAIR + group * 4, q.needed);
+                load_scales<N>(words.x[1], params + (8 * m + 4) * PAIR + group * 4, q.needed);
+            }
             if (16 * i % GROUP_SIZE == 0) {
-                low_p = multiply_f16(p[m][0], low_scale[16 * i / GROUP_SIZE]);
-                high_p = multiply_f16(p[m][1], high_scale[16 * i / GROUP_SIZE]);
+                low_p = multiply_f16(p[m][0], words.x[0][group % 4]);
+                high_p = multiply_f16(p[m][1], words.x[1][group % 4]);
             }
             mma(s.sum[i], {low.pair(i, 0), low.pair(i, 1), high.pair(i, 0), high.pair(i, 1)}, low_p, high_p, __half());
         }
@@ -199,5 +213,8 @@ __device__ __forceinline__ void settle(State& s) {
             s.sum[i][e] = s.sum[i][e] * (SUBNORMAL / ValueWords::factor(i, e / 2)) + zero[e % 2];
         }
     }
-    s.zero[0] = s.zero[1] = 0.0f;
+    for (u32 h = 0; h < 2; ++h) {
+        s.total[h] += threadIdx.x % WARP < 4 ? s.zero[2 + h] : 0.0f;  // which all lanes have
+        s.zero[h] = s.zero[2 + h] = 0.0f;
+    }
 }

@@ -12,12 +12,8 @@ __device__ __forceinline__ char* dynamic_shared() {
 // Where something in shared memory lies, for the functions below.
 __device__ __forceinline__ u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
 
-// The lane of a thread, which the compiler keeps or makes offsets of, but does not ask for again.
-__device__ __forceinline__ u32 lane_id() {
-    u32 lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
-}
+// The lane of a thread, which the compiler keeps: it does not see that this is one.
+__device__ __forceinline__ u32 lane_id() { return __shfl_sync(ALL_LANES, threadIdx.x % WARP, threadIdx.x % WARP); }
 
 // x, which the compiler keeps instead of computing it again.
 __device__ __forceinline__ u32 keep(u32 x) {
@@ -31,6 +27,16 @@ __device__ __forceinline__ void read_shared(u32 (&x)[1], u32 at) {
 }
 __device__ __forceinline__ void read_shared(u32 (&x)[2], u32 at) {
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "r"(at));
+}
+// By lanes that need them; others keep what they have.
+__device__ __forceinline__ void read_shared(u32 (&x)[4], u32 at, bool needed) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];}"
+                 : "+r"(x[0]), "+r"(x[1]), "+r"(x[2]), "+r"(x[3])
+                 : "r"(at), "r"((u32)needed));
+}
+__device__ __forceinline__ void write_shared(u32 at, const u32 (&x)[4]) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
 }
 __device__ __forceinline__ void read_shared(u32 (&x)[4], u32 at) {
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"

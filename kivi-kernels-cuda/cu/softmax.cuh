@@ -7,6 +7,7 @@ struct Queries {
     u32 codes[STEPS][2];  // normalized, for fields of codes in their places; K_CODES only
     u32 zeros;            // where they lie, normalized, of two steps each; all warps have the same
     u32 lane;
+    bool needed;          // the lane's column is a query
     u32 rows[STEPS][2];   // as they are, in the order of channels; for keys in shared memory
     float scale;          // of the logits of rows, in powers of 2
     float norm[2];        // of logits over codes in their places, for the lane's queries 2 t and 2 t + 1
@@ -36,6 +37,7 @@ __device__ void Queries::load(const AttendParams& p, Shared& s, u32 head, u32 n)
     float power = exponent - 1 < 253 ? __uint_as_float(exponent << 23) : 1.0f;
     float inverse = exponent - 1 < 253 ? __uint_as_float((254 - exponent) << 23) : 1.0f;
     zeros = shared_address(s.zeros + lane);
+    needed = g < n;
     if (K_CODES) {
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
@@ -66,17 +68,22 @@ __device__ void Queries::load(const AttendParams& p, Shared& s, u32 head, u32 n)
     }
 }
 
+// Words that only lanes whose column is a query read; others keep what is in them. Two sets, so that one is read while
+// the other is used.
+struct Words {
+    u32 x[2][4] = {};
+};
+
 // What a warp has of a span so far: row h of tile i, queries 2 t and 2 t + 1 in sum[i][2 h], sum[i][2 h + 1].
 struct State {
-    static constexpr float BEYOND = 4.0f;  // how much more than room limit is
-
+    static constexpr float NARROW = 7.0f, WIDE = -2.0f, FRESH = -3e38f, FRESH_WIDE = -2e38f;
+    static constexpr float BEYOND = 4.0f;  // p is at most 2^(limit - BEYOND) after the reference moved
 
     float sum[STEPS][4];
-    float zero[4];       // row g: sum of p times the zeros of value group g
+    float zero[4];       // row g: sum of p times the zeros of value group g; row g + 8: sum of p over packed values
     float reference[2];  // log2 of what p is relative to, and 0 as long as there is none
-    float total[2];      // sum of p, of this lane's tokens
-    float limit;         // p may grow to 2^limit before the reference moves; -INFINITY: no token yet
-    float room;          // and is then at most 2^room
+    float total[2];      // sum of p, of this lane's tokens whose values are not packed
+    float limit;         // p may grow to 2^limit before the reference moves; FRESH or FRESH_WIDE: no token yet
     bool settled;        // sums are those of values, not those of codes in their places
 
     __device__ void clear() {
@@ -86,30 +93,27 @@ struct State {
         }
         zero[0] = zero[1] = zero[2] = zero[3] = total[0] = total[1] = 0.0f;
         reference[0] = reference[1] = 0.0f;
-        limit = -INFINITY;
-        room = 3.0f;
+        limit = FRESH;
         settled = true;
     }
 
     // For value scales from 512 on: p times such a scale must be an f16.
-    __device__ void widen() {
-        room = -6.0f;
-        limit = fminf(limit, room + BEYOND);
-    }
+    __device__ void widen() { limit = fresh() ? FRESH_WIDE : WIDE; }
 
-    __device__ bool fresh() const { return limit == -INFINITY; }
+    __device__ bool fresh() const { return limit <= FRESH_WIDE; }
 
     // Moves the reference for logits that are as much as best above it; by how much is left in best.
     __device__ __forceinline__ void follow(float (&best)[2]) {
-        float by[2];
+        float by[2], next = limit == FRESH || limit == NARROW ? NARROW : WIDE, room = next - BEYOND;
         for (u32 h = 0; h < 2; ++h) {
             best[h] = fresh() ? best[h] - room : fmaxf(best[h] - room, 0.0f);
             by[h] = fresh() ? 0.0f : exp2_fast(-best[h]);
             reference[h] += best[h];
             total[h] *= by[h];
             zero[h] *= by[h];
+            zero[2 + h] *= by[h];
         }
-        limit = room + BEYOND;
+        limit = next;
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
 #pragma unroll
@@ -120,10 +124,9 @@ struct State {
     }
 };
 
-// Logits y of N tiles of 16 tokens, in powers of 2 and relative to the reference, become weights: operand B of the
-// products with values.
-template <u32 N, class T>
-__device__ __forceinline__ void softmax(State& s, float (&y)[N][4], u32 (&p)[N][2], T type) {
+// Logits y of N tiles of 16 tokens, in powers of 2 and relative to the reference, become weights.
+template <u32 N>
+__device__ __forceinline__ void softmax(State& s, float (&y)[N][4]) {
     float largest = y[0][0];
 #pragma unroll
     for (u32 m = 0; m < N; ++m) {
@@ -160,8 +163,27 @@ __device__ __forceinline__ void softmax(State& s, float (&y)[N][4], u32 (&p)[N][
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) {
             y[m][e] = exp2_fast(y[m][e]);
+        }
+    }
+}
+
+// Adds weights whose values are not packed.
+template <u32 N>
+__device__ __forceinline__ void add_total(State& s, const float (&y)[N][4]) {
+#pragma unroll
+    for (u32 m = 0; m < N; ++m) {
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
             s.total[e % 2] += y[m][e];
         }
+    }
+}
+
+// Weights as operand B of the products with values.
+template <u32 N, class T>
+__device__ __forceinline__ void weights(const float (&y)[N][4], u32 (&p)[N][2], T type) {
+#pragma unroll
+    for (u32 m = 0; m < N; ++m) {
         p[m][0] = transpose(pack(y[m][0], y[m][1], type));
         p[m][1] = transpose(pack(y[m][2], y[m][3], type));
     }

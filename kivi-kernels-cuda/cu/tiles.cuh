@@ -85,73 +85,66 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
     }
 }
 
-// Logits of a tile of which keys are packed.
-__device__ __forceinline__ void packed_logits(u32 stage, bool wide, const Queries& q, const State& s,
-                                              float (&y)[M_TILES][4]) {
+// Values of a tile of which some are not packed, from v_packed on; tiles behind it have no packed values. y are weights.
+__device__ __forceinline__ void mix_mixed(const Cache& c, const Span& span, u32 stage, u32 token, const Queries& q,
+                                          State& s, Words& words, const float (&y)[M_TILES][4]) {
+    const Extent& e = span.extent;
+    u32 p[M_TILES][2], first = token + q.lane / 4;
+    float packed[M_TILES][4], loose[M_TILES][4];
+#pragma unroll
+    for (u32 m = 0; m < M_TILES; ++m) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            bool is_packed = first + 16 * m + i / 2 * 8 < e.v_packed;
+            packed[m][i] = is_packed ? y[m][i] : 0.0f;
+            loose[m][i] = is_packed ? 0.0f : y[m][i];
+        }
+    }
+    if (token < e.v_packed) {
+        weights(packed, p, __half());
+        mix_codes(stage, q, s, words, p);
+    }
+    settle(s);
+    add_total(s, loose);
+    weights(loose, p, Act());
+#pragma unroll
+    for (u32 m = 0; m < M_TILES; ++m) {
+        mix_loose(c, span, s, token + 16 * m, max(e.v_packed, e.start), e.end, p[m]);
+    }
+}
+
+// A tile that lies in a stage. WHOLE: both sides are packed, all tokens are seen.
+template <bool WHOLE>
+__device__ __forceinline__ void use_tile(const Cache& c, const Shared& sh, const Span& span, u32 stage, u32 token,
+                                         const Queries& q, State& s) {
+    const Extent& e = span.extent;
+    Words words;
+    float y[M_TILES][4];
+    u32 p[M_TILES][2];
+    float by = narrow(stage, q.lane, s);
     if (!K_CODES) {
         row_logits(stage, q, s, y);
-    } else if (wide) {
-        code_logits<true>(stage, q, s, y);
-    } else {
-        code_logits<false>(stage, q, s, y);
-    }
-}
-
-// A tile of which both sides are packed, and lie in a stage, and all tokens are seen.
-__device__ __forceinline__ void use_packed(u32 stage, u32 token, u32 at, const Queries& q, State& s) {
-    float y[M_TILES][4];
-    u32 p[M_TILES][2];
-    packed_logits(stage, find_wide(stage, q.lane, s), q, s, y);
-    if (KIVI_ALIBI) {
-        mask(y, q, token, token, token + TILE, at);
-    }
-    if (V_CODES) {
-        softmax(s, y, p, __half());
-        mix_codes(stage, q.lane, s, p);
-    } else {
-        softmax(s, y, p, Act());
-        mix_rows(stage, q.lane, s, p);
-    }
-}
-
-// A tile of which some tokens are not seen, or of which one side is packed, or packed up to a token within it. Values
-// that are not packed have scales of zero; tiles behind this one have no packed values.
-__device__ __forceinline__ void use_mixed(const Cache& c, const Shared& sh, const Span& span, u32 stage, u32 token,
-                                       const Queries& q, State& s) {
-    const Extent& e = span.extent;
-    float y[M_TILES][4];
-    u32 p[M_TILES][2];
-    bool wide = find_wide(stage, q.lane, s);
-    if (K_CODES && token >= e.k_packed) {
+    } else if (!WHOLE && token >= e.k_packed) {
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
             loose_logits(c, sh, span, q, s, token + 16 * m, e.start, e.end, y[m]);
         }
     } else {
-        packed_logits(stage, wide, q, s, y);
+        code_logits(stage, by, q, s, words, y);
     }
-    mask(y, q, token, e.start, e.end, e.at);
-    softmax(s, y, p, Act());
+    if (KIVI_ALIBI || !WHOLE) {
+        mask(y, q, token, e.start, e.end, e.at);
+    }
+    softmax(s, y);
     if (!V_CODES) {
+        add_total(s, y);
+        weights(y, p, Act());
         mix_rows(stage, q.lane, s, p);
-        return;
-    }
-    if (token < e.v_packed) {
-        u32 halves[M_TILES][2];
-#pragma unroll
-        for (u32 m = 0; m < M_TILES; ++m) {
-            halves[m][0] = to_f16(p[m][0]);
-            halves[m][1] = to_f16(p[m][1]);
-        }
-        unsettle(s);
-        mix_codes(stage, q.lane, s, halves);
-    }
-    if (token + TILE > e.v_packed) {
-        settle(s);
-#pragma unroll
-        for (u32 m = 0; m < M_TILES; ++m) {
-            mix_loose(c, span, s, token + 16 * m, max(e.v_packed, e.start), e.end, p[m]);
-        }
+    } else if (!WHOLE && token + TILE > e.v_packed) {
+        mix_mixed(c, span, stage, token, q, s, words, y);
+    } else {
+        weights(y, p, __half());
+        mix_codes(stage, q, s, words, p);
     }
 }
 
@@ -166,6 +159,8 @@ __device__ __forceinline__ void use_rows(const Cache& c, const Shared& sh, const
     u32 p[1][2];
     loose_logits(c, sh, span, q, s, token, 0, end, y[0]);
     mask(y, q, token, 0, end, e.at);
-    softmax(s, y, p, Act());
+    softmax(s, y);
+    add_total(s, y);
+    weights(y, p, Act());
     mix_loose(c, span, s, token, 0, end, p[0]);
 }

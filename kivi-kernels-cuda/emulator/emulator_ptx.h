@@ -18,6 +18,12 @@ void read_shared(u32 (&x)[N], u32 at) {
     }
     memcpy(x, emulator_shared + at, sizeof x);
 }
+inline void read_shared(u32 (&x)[4], u32 at, bool needed) {
+    if (needed) {
+        read_shared(x, at);
+    }
+}
+inline void write_shared(u32 at, const u32 (&x)[4]) { memcpy(emulator_shared + at, x, sizeof x); }
 
 inline float emulator_element(u32 pair, u32 half, bool bf16) {
     u16 bits = (u16)(pair >> 16 * half);
