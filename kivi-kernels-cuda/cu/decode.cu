@@ -242,13 +242,13 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Span& span, Co
 
 extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, KIVI_BLOCKS_PER_SM) decode(const __grid_constant__ DecodeParams p) {
     Shared& sh = *(Shared*)dynamic_shared();
-    Line line = measure(p, sh);
+    Line line = p.attend.rows <= WARP ? measure_few(p, sh) : measure(p, sh);
     if (blockIdx.x >= line.blocks) {
         return;
     }
     u64 end = line.start(blockIdx.x + 1);
     Copies copies;
-    while (sh.line < end) {
+    do {
         __syncthreads();
         if (threadIdx.x == 0) {
             sh.n_spans = 0;
@@ -262,5 +262,5 @@ extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, KIVI_BLOCKS_PER_SM) dec
         for (u32 i = 0; i < sh.n_spans; ++i) {
             run_span(p, sh, sh.spans[i], copies);
         }
-    }
+    } while (sh.line < end);
 }

@@ -38,7 +38,7 @@ constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales
 
 // What a row sees: rows [first, start), tokens of which a side at least is packed [start, end), rows [end, at].
 struct Extent {
-    u32 seq, active, len, at, first, start, end;
+    u32 seq, slot, active, len, at, first, start, end;
     u32 k_packed, v_packed;
     u32 few;  // whether the row is this kernel's
 
@@ -55,11 +55,6 @@ struct RowsOf {
     const Act* sink;
     u64 stride;        // of new rows
 
-    __device__ RowsOf() {}
-    __device__ RowsOf(const Cache& c, const Side& side, u32 seq, u32 head)
-        : fresh(side.rows + ((long long)c.row_start[seq] - c.len[seq]) * (long long)side.row_stride + head * HEAD_DIM),
-          ring((const Act*)slot_row(c, side.ring, c.residual, seq, head, 0)),
-          sink((const Act*)slot_row(c, side.sink, c.sinks, seq, head, 0)), stride(side.row_stride) {}
 };
 
 // A piece of one row and unit.
@@ -96,6 +91,7 @@ __device__ Extent extent_of(const DecodeParams& d, u32 row) {
     e.seq = c.seq_of_row[row];
     e.few = c.row_start[e.seq + 1] - c.row_start[e.seq] <= d.few;
     e.len = c.len[e.seq];
+    e.slot = c.slots[e.seq];
     e.k_packed = c.k.packed[e.seq];
     e.v_packed = c.v.packed[e.seq];
     e.active = c.active[e.seq];
@@ -104,6 +100,14 @@ __device__ Extent extent_of(const DecodeParams& d, u32 row) {
     e.start = min(max(e.first, K_CODES || V_CODES ? c.sinks : 0), e.at + 1);
     e.end = max(e.start, max(e.k_packed, e.v_packed));
     return e;
+}
+
+// Rows of a side of the new row `row`, which sees e.
+__device__ RowsOf rows_of(const Cache& c, const Side& side, const Extent& e, u32 row, u32 head) {
+    const Act* fresh = side.rows + ((long long)row - e.at) * (long long)side.row_stride + head * HEAD_DIM;
+    u64 line = (u64)e.slot * c.n_kv_heads + head;
+    return {fresh, (const Act*)side.ring + line * c.residual * HEAD_DIM,
+            (const Act*)side.sink + line * c.sinks * HEAD_DIM, side.row_stride};
 }
 
 // The sum over the threads up to this one; the sum over all in total.
@@ -139,37 +143,68 @@ struct Line {
     __device__ u32 block_at(u64 x) const { return (u32)divide((x + 1) * blocks + length - 1, length) - 1; }
 };
 
+// How the line is shared, and where this block's piece starts: s.line.
+__device__ u64 share(Shared& s, Line& line) {
+    line.blocks = (u32)min((u64)gridDim.x, (line.length + WARPS - 1) / WARPS);
+    u64 x = blockIdx.x < line.blocks ? line.start(blockIdx.x) : 0;
+    if (threadIdx.x == 0) {
+        s.line = x;
+    }
+    return x;
+}
+
+// If x is in a row that ends at a place of the line: it is where this block's piece starts.
+__device__ void start_in(Shared& s, u64 x, u32 row, const Extent& extent, u64 end, u64 cost) {
+    if (end - cost <= x && x < end) {
+        s.row = s.extent_row = row;
+        s.row_start = end - cost;
+        s.extent = extent;
+    }
+}
+
 // Measures the line, and finds the row where this block's piece starts: s.line, s.row, s.row_start, s.extent.
 __device__ Line measure(const DecodeParams& p, Shared& s) {
     u32 rows = p.attend.rows, units = p.attend.cache.n_kv_heads * p.query_blocks;
     Line line = {0, units, 0};
-    Extent extent = {};
-    u64 cost = 0, end = 0;  // of the last row that was looked at: all of it, if there are no more rows than threads
-    auto look = [&](u32 base, u64 before) {
-        u64 total, row = base + threadIdx.x;
-        cost = 0;
+    for (u32 base = 0; base < rows; base += BLOCK) {
+        u64 total, cost = base + threadIdx.x < rows ? extent_of(p, base + threadIdx.x).cost() : 0;
+        block_scan(s, cost, &total);
+        line.length += total * line.units;
+    }
+    u64 x = share(s, line), before = 0;
+    for (u32 base = 0; before <= x && base < rows; base += BLOCK) {
+        u64 total, row = base + threadIdx.x, cost = 0;
+        Extent extent = {};
         if (row < rows) {
             extent = extent_of(p, row);
             cost = extent.cost() * (u64)units;
         }
-        end = before + block_scan(s, cost, &total);
-        return total;
-    };
-    for (u32 base = 0; base < rows; base += BLOCK) {
-        line.length += look(base, 0);
+        u64 end = before + block_scan(s, cost, &total);
+        start_in(s, x, row, extent, end, cost);
+        before += total;
     }
-    line.blocks = (u32)min((u64)gridDim.x, (line.length + WARPS - 1) / WARPS);
-    u64 x = blockIdx.x < line.blocks ? line.start(blockIdx.x) : 0, before = 0;
-    for (u32 base = 0; before <= x && base < rows; base += BLOCK) {
-        before += rows <= BLOCK ? line.length : look(base, before);
-        if (end - cost <= x && x < end) {
-            s.row = s.extent_row = base + threadIdx.x;
-            s.row_start = end - cost;
-            s.extent = extent;
-        }
+    return line;
+}
+
+// The same for at most as many rows as a warp has lanes, without waiting for other warps.
+__device__ Line measure_few(const DecodeParams& p, Shared& s) {
+    u32 lane = threadIdx.x % WARP, rows = p.attend.rows, units = p.attend.cache.n_kv_heads * p.query_blocks;
+    Extent extent = {};
+    u32 cost = 0;
+    if (lane < rows) {
+        extent = extent_of(p, lane);
+        cost = extent.cost();
     }
-    s.line = x;
-    __syncthreads();
+    u32 sum = cost;
+    for (u32 step = 1; step < WARP; step *= 2) {
+        u32 below = __shfl_up_sync(ALL_LANES, sum, step);
+        sum += lane >= step ? below : 0;
+    }
+    Line line = {(u64)__shfl_sync(ALL_LANES, sum, WARP - 1) * units, units, 0};
+    u64 x = share(s, line);
+    if (threadIdx.x < WARP) {
+        start_in(s, x, lane, extent, (u64)sum * units, (u64)cost * units);
+    }
     return line;
 }
 
@@ -203,8 +238,8 @@ __device__ Span next_span(const DecodeParams& p, Shared& s, const Line& line, u6
     const Cache& c = p.attend.cache;
     span.pages = (const char*)(c.pool + (u64)span.head * PAGE_WORDS);
     span.table = c.page_table + (u64)span.extent.seq * c.max_pages;
-    span.k = RowsOf(c, c.k, span.extent.seq, span.head);
-    span.v = RowsOf(c, c.v, span.extent.seq, span.head);
+    span.k = rows_of(c, c.k, span.extent, span.row, span.head);
+    span.v = rows_of(c, c.v, span.extent, span.row, span.head);
     s.line = min(end, last);
     if (last == s.row_start + cost * line.units) {
         s.row_start = last;
