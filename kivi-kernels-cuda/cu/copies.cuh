@@ -55,12 +55,24 @@ struct Copies {
           first(keep(shared_address(dynamic_shared()) + STAGES_AT + threadIdx.x / WARP * (STAGES * STAGE_BYTES))),
           oldest(first) {}
 
-    // Starts with the first of new spans.
+    // Starts with the first of new spans. Pages are asked for before the first is waited for.
     __device__ void restart(const Cache& c, const Shared& s) {
+        u32 spans[STAGES], tokens[STAGES], pages[STAGES];
+        bool some[STAGES];
         enter(s, 0);
-        find(s);
+#pragma unroll
         for (u32 i = 0; i < STAGES; ++i) {
-            begin(c, s);
+            find(s);
+            spans[i] = span, tokens[i] = token, pages[i] = page, some[i] = token < end;
+            token += some[i] ? WARPS * TILE : 0;
+        }
+        find(s);
+#pragma unroll
+        for (u32 i = 0; i < STAGES; ++i) {
+            if (some[i]) {
+                copy(c, s, spans[i], tokens[i], pages[i]);
+            }
+            commit_async();  // without a tile too: waiting counts groups
             next();
         }
     }
@@ -80,15 +92,10 @@ struct Copies {
         }
     }
 
-    // Begins to copy the next tile, if there is one, to the oldest stage.
-    __device__ __forceinline__ void begin(const Cache& c, const Shared& s) {
-        if (token < end) {
-            u64 record = (u64)page * (c.n_kv_heads * PAGE_WORDS * 4);
-            copy_tile(oldest, s.spans[span].pages + record + lane * 16, token % PAGE_TOKENS, lane);
-            token += WARPS * TILE;
-            find(s);
-        }
-        commit_async();  // without a tile too: waiting counts groups
+    // Begins to copy a tile to the oldest stage.
+    __device__ __forceinline__ void copy(const Cache& c, const Shared& s, u32 span, u32 token, u32 page) {
+        u64 record = (u64)page * (c.n_kv_heads * PAGE_WORDS * 4);
+        copy_tile(oldest, s.spans[span].pages + record + lane * 16, token % PAGE_TOKENS, lane);
     }
 
     __device__ __forceinline__ void next() {
@@ -102,10 +109,15 @@ struct Copies {
         return oldest;
     }
 
-    // Gives it free for the next copy.
+    // Gives it free for the next tile, if there is one.
     __device__ __forceinline__ void release(const Cache& c, const Shared& s) {
         __syncwarp();
-        begin(c, s);
+        if (token < end) {
+            copy(c, s, span, token, page);
+            token += WARPS * TILE;
+            find(s);
+        }
+        commit_async();
         next();
     }
 };

@@ -35,12 +35,22 @@ __device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, c
     const Act* above = row_of<true>(c, span, token, g, low, high);
     const Act* below = row_of<true>(c, span, token, g + 8, low, high);
     float sums[4] = {};
+    constexpr u32 AT_ONCE = 2;  // loads under way of each row
 #pragma unroll
-    for (u32 i = 0; i < HEAD_DIM / 32; ++i) {
-        u32 channel = (4 * i + t) * 8;
-        uint4 a = pairs_at(above, channel), b = pairs_at(below, channel), x = *(const uint4*)&sh.q[g][channel];
-        mma(sums, {a.x, b.x, a.y, b.y}, x.x, x.y, Act());
-        mma(sums, {a.z, b.z, a.w, b.w}, x.z, x.w, Act());
+    for (u32 first = 0; first < HEAD_DIM / 32; first += AT_ONCE) {
+        uint4 a[AT_ONCE], b[AT_ONCE];
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE && first + i < HEAD_DIM / 32; ++i) {
+            u32 channel = (4 * (first + i) + t) * 8;
+            a[i] = pairs_at(above, channel);
+            b[i] = pairs_at(below, channel);
+        }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE && first + i < HEAD_DIM / 32; ++i) {
+            uint4 x = *(const uint4*)&sh.q[g][(4 * (first + i) + t) * 8];
+            mma(sums, {a[i].x, b[i].x, a[i].y, b[i].y}, x.x, x.y, Act());
+            mma(sums, {a[i].z, b[i].z, a[i].w, b[i].w}, x.z, x.w, Act());
+        }
     }
     if (HEAD_DIM % 32) {
         u32 channel = HEAD_DIM / 32 * 32 + 4 * t;
@@ -64,24 +74,27 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
     for (u32 i = 0; i < 4; ++i) {
         rows[i] = row_of<false>(c, span, token, 2 * t + i % 2 + i / 2 * 8, low, high);
     }
+    // With codes, rows h = 0, 1 of a tile are a pair of channels, else channels 8 apart.
+    constexpr u32 PAIRS = V_CODES ? 1 : 2, AT_ONCE = 4 / PAIRS;
 #pragma unroll
-    for (u32 i = 0; i < STEPS; ++i) {
-        u32 v[4];  // tokens 2 t and 2 t + 1 (v[0], v[1]), then 8 more; rows h = 0, 1
+    for (u32 first = 0; first < STEPS; first += AT_ONCE) {
+        u32 x[AT_ONCE][PAIRS][4];
 #pragma unroll
-        for (u32 j = 0; j < 4; j += 2) {
-            u32 even = pair_at(rows[j], channel_of(i, 0, g) & ~1u);
-            u32 odd = pair_at(rows[j + 1], channel_of(i, 0, g) & ~1u);
-            if (V_CODES) {
-                v[j] = __byte_perm(even, odd, 0x5410);
-                v[j + 1] = __byte_perm(even, odd, 0x7632);
-            } else {
-                v[j] = __byte_perm(even, odd, g % 2 ? 0x7632 : 0x5410);
-                even = pair_at(rows[j], channel_of(i, 1, g) & ~1u);
-                odd = pair_at(rows[j + 1], channel_of(i, 1, g) & ~1u);
-                v[j + 1] = __byte_perm(even, odd, g % 2 ? 0x7632 : 0x5410);
-            }
+        for (u32 i = 0; i < AT_ONCE * PAIRS * 4; ++i) {
+            u32 step = first + i / 4 / PAIRS, h = i / 4 % PAIRS;
+            x[i / 4 / PAIRS][h][i % 4] = step < STEPS ? pair_at(rows[i % 4], channel_of(step, h, g) & ~1u) : 0;
         }
-        mma(s.sum[i], v, p[0], p[1], Act());
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE && first + i < STEPS; ++i) {
+            u32 v[4];  // tokens 2 t and 2 t + 1 (v[0], v[1]), then 8 more; rows h = 0, 1
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) {
+                const u32(&pairs)[4] = x[i][j % 2 % PAIRS];
+                bool odd = V_CODES ? j % 2 : g % 2;  // which of a pair's channels
+                v[j] = __byte_perm(pairs[j / 2 * 2], pairs[j / 2 * 2 + 1], odd ? 0x7632 : 0x5410);
+            }
+            mma(s.sum[first + i], v, p[0], p[1], Act());
+        }
     }
 }
 
