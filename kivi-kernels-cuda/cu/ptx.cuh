@@ -104,11 +104,6 @@ __device__ __forceinline__ u32 pack(float low, float high, __nv_bfloat16) {
     return pair;
 }
 
-// A pair of activations as a pair of f16.
-__device__ __forceinline__ u32 to_f16(u32 pair) {
-    return KIVI_ACT_BF16 ? pack(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u), __half()) : pair;
-}
-
 // Products of two pairs of f16.
 __device__ __forceinline__ u32 multiply_f16(u32 a, u32 b) {
     u32 c;

@@ -131,9 +131,6 @@ inline u32 pack(float low, float high, __half) {
 inline u32 pack(float low, float high, __nv_bfloat16) {
     return __float2bfloat16_rn(low).bits | (u32)__float2bfloat16_rn(high).bits << 16;
 }
-inline u32 to_f16(u32 pair) {
-    return KIVI_ACT_BF16 ? pack(emulator_element(pair, 0, true), emulator_element(pair, 1, true), __half()) : pair;
-}
 inline u32 multiply_f16(u32 a, u32 b) {
     return pack(emulator_element(a, 0, false) * emulator_element(b, 0, false),
                 emulator_element(a, 1, false) * emulator_element(b, 1, false), __half());
