@@ -6,6 +6,7 @@ pub mod conclusions;
 pub mod host;
 pub mod measure;
 pub mod memory;
+pub mod plan;
 pub mod results;
 pub mod shape;
 pub mod sweep;

@@ -1,18 +1,19 @@
 //! `bench`: times prompts and generation.
 
 use anyhow::{Context, Result, bail};
-use kivi_kernels::{Backend, DType, Element, ErrorKind, KernelError};
+use kivi_kernels::{Backend, Element, ErrorKind, KernelError};
 use kivi_model::config::ModelConfig;
 use kivi_model::engine::{Engine, EngineError};
 use kivi_model::model::Model;
 use kivi_model::source::Source;
-use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
+use kivi_quant::KiviConfig;
 
-use crate::args::{BenchArgs, Preset};
-use crate::bench::case::{Cache, Case, caches};
+use crate::args::BenchArgs;
+use crate::bench::case::{Cache, Case};
 use crate::bench::host::{Host, Settings};
 use crate::bench::measure::Bench;
 use crate::bench::memory::Parts;
+use crate::bench::plan::{Plan, or};
 use crate::bench::results::{Results, Row};
 use crate::bench::{baseline, conclusions, shape, sweep, table};
 use crate::failure::Usage;
@@ -30,16 +31,6 @@ struct Run<'a, B: Backend> {
     /// Bytes that a row may take.
     limit: Option<u64>,
     quiet: bool,
-}
-
-/// What the flags ask for.
-struct Plan {
-    caches: Vec<KiviConfig>,
-    /// Prompt and generated tokens of each row.
-    tests: Vec<(usize, usize)>,
-    depths: Vec<usize>,
-    repetitions: usize,
-    budget: usize,
 }
 
 /// Runs the command on `backend`; `quiet` leaves progress out.
@@ -112,56 +103,6 @@ fn check_file(args: &BenchArgs) -> Result<()> {
 /// Bytes of the device that are in use.
 fn in_use<B: Backend>(backend: &B) -> Result<Option<u64>> {
     Ok(backend.memory()?.map(|memory| (memory.total - memory.free) as u64))
-}
-
-/// The list that was given, or its default.
-fn or<T: Clone>(given: &[T], default: &[T]) -> Vec<T> {
-    if given.is_empty() { default.to_vec() } else { given.to_vec() }
-}
-
-impl Plan {
-    fn new(args: &BenchArgs, act: DType) -> Result<Self> {
-        let paper = args.preset == Some(Preset::Paper);
-        let bits: Vec<(Bits, Bits)> = args.kv_bits.iter().map(|bits| (bits.k, bits.v)).collect();
-        let bits = or(&bits, &[(Bits::B16, Bits::B16), (Bits::B2, Bits::B2)]);
-        let residuals = or(&args.kv_residual, if paper { &[32, 128] } else { &[128] });
-        let caches = caches(&bits, &or(&args.kv_group_size, &[GroupSize::G32]), &residuals);
-        let caches = caches.map_err(|error| Usage(format!("--kv-residual: {error}")))?;
-        let rows = args.kv_dtype.unwrap_or(if act == DType::Bf16 { KvDtype::Bf16 } else { KvDtype::F16 });
-        let prompts = or(&args.n_prompt, &[if paper { 160 } else { 512 }]);
-        let gens = or(&args.n_gen, &[if paper { 338 } else { 128 }]);
-        let tests = tests(&prompts, &gens, paper || args.together);
-        if tests.is_empty() {
-            return Err(Usage("--n-prompt, --n-gen: expected one above 0, found none".into()).into());
-        }
-        Ok(Self {
-            caches: caches.into_iter().map(|cache| cache.with_kv_dtype(rows)).collect(),
-            tests,
-            depths: or(&args.depth, &[0]),
-            repetitions: args.repetitions.unwrap_or(if paper { 1 } else { 3 }),
-            budget: args.max_num_batched_tokens.unwrap_or(if paper { 2048 } else { 8192 }),
-        })
-    }
-
-    /// Says so if rows are longer than what the model was made for.
-    fn warn_of_length(&self, model: &ModelConfig) {
-        let longest = self.tests.iter().map(|(p, n)| p + n).max().unwrap_or(0);
-        let longest = longest + self.depths.iter().max().unwrap_or(&0);
-        let made_for = model.max_position_embeddings;
-        if longest > made_for {
-            tracing::warn!(
-                "the model was made for {made_for} tokens, not {longest}: it takes as long, but texts would be bad"
-            );
-        }
-    }
-}
-
-/// Prompt and generated tokens of each row: one each, or each prompt with each length of generation.
-fn tests(prompts: &[usize], gens: &[usize], together: bool) -> Vec<(usize, usize)> {
-    let both = prompts.iter().flat_map(|p| gens.iter().map(|n| (*p, *n)));
-    let alone = prompts.iter().map(|p| (*p, 0)).chain(gens.iter().map(|n| (0, *n)));
-    let all: Vec<_> = if together { both.collect() } else { alone.collect() };
-    all.into_iter().filter(|(p, n)| p + n > 0).collect()
 }
 
 impl<B: Backend> Run<'_, B> {
