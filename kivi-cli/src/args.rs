@@ -281,6 +281,8 @@ pub struct PerplexityArgs {
     pub batch_size: usize,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object
     #[arg(long, help_heading = "Run")]
     pub json: bool,
@@ -341,6 +343,8 @@ pub struct PasskeyArgs {
     pub batch_size: usize,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object
     #[arg(long, help_heading = "Run")]
     pub json: bool,
