@@ -66,6 +66,13 @@ fn every_combination_is_a_row_with_its_samples() {
 #[test]
 fn memory_adds_up() {
     let (table, results) = bench(&["-p", "0", "-n", "4", "-b", "2", "-d", "600"]);
+    // Pages of 32 tokens hold what is packed of 605 with less to spare than those of 128.
+    let args = ["-p", "0", "-n", "4", "-b", "2", "-d", "600", "--kv-bits", "2", "--kv-residual", "32"];
+    let pages = |page| {
+        let (_, results) = bench(&[&args[..], &["--kv-page-tokens", page]].concat());
+        rows(&results)[0]["memory"]["pages"].as_u64().unwrap()
+    };
+    assert_eq!(pages("32") * 5 * 128, pages("128") * 18 * 32);
     for row in rows(&results) {
         let memory = &row["memory"];
         let part = |name: &str| memory[name].as_u64().unwrap();
@@ -146,6 +153,7 @@ fn wrong_inputs_are_one_line() {
     fails(&["-b", "0"], 2, &["--batch-size", "from 1"]);
     fails(&["--kv-bits", "3"], 2, &["--kv-bits", "expected 2, 4, 8 or 16"]);
     fails(&["--kv-residual", "33"], 2, &["--kv-residual", "33"]);
+    fails(&["--kv-page-tokens", "33"], 2, &["--kv-page-tokens", "33"]);
     fails(&["--memory", "80XB"], 2, &["--memory", "20GiB"]);
     fails(&["--preset", "paper"], 2, &["--memory"]);
     fails(&["--preset", "paper", "--memory", "1KiB"], 1, &["no row fits"]);

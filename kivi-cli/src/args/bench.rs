@@ -61,6 +61,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = values::group_size,
           help_heading = "Cache", aliases = ["kv-group", "group-size"], allow_negative_numbers = true)]
     pub kv_group_size: Vec<GroupSize>,
+    /// Tokens of a page; a multiple of the group size
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = values::tokens,
+          help_heading = "Cache", allow_negative_numbers = true)]
+    pub kv_page_tokens: usize,
     /// Type of what is kept in full precision [default: f16, with bf16 activations bf16]
     #[arg(long, value_name = "DTYPE", value_parser = values::kv_dtype, help_heading = "Cache")]
     pub kv_dtype: Option<KvDtype>,

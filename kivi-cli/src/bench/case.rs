@@ -36,6 +36,8 @@ pub struct Cache {
     pub residual_length: usize,
     /// Type of what is in full precision.
     pub kv_dtype: String,
+    /// Tokens of a page.
+    pub page_tokens: usize,
 }
 
 impl Cache {
@@ -53,6 +55,7 @@ impl From<&KiviConfig> for Cache {
             group_size: config.group_size(),
             residual_length: config.residual_length(),
             kv_dtype: config.kv_dtype().to_string(),
+            page_tokens: config.page_tokens(),
         }
     }
 }

@@ -47,8 +47,12 @@ impl Plan {
         if tests.is_empty() {
             return Err(Usage("--n-prompt, --n-gen: expected one above 0, found none".into()).into());
         }
+        let page = |cache: KiviConfig| {
+            let cache = cache.with_kv_dtype(rows).with_page_tokens(args.kv_page_tokens);
+            cache.map_err(|error| Usage(format!("--kv-page-tokens: {error}")).into())
+        };
         Ok(Self {
-            caches: caches.into_iter().map(|cache| cache.with_kv_dtype(rows)).collect(),
+            caches: caches.into_iter().map(page).collect::<Result<_>>()?,
             tests,
             depths: or(&args.depth, &[0]),
             repetitions: args.repetitions.unwrap_or(if paper { 1 } else { 3 }),
