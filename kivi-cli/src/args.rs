@@ -1,5 +1,6 @@
 //! The command line as it is typed; `settings.rs` and `commands/` say what it means.
 
+mod bench;
 mod values;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use kivi_quant::{Bits, GroupSize, KvDtype};
 
 pub use crate::device::{Device, Dtype};
+pub use bench::{BenchArgs, Preset};
 pub use values::{KvBits, LayerList, MAX_TOKENS, PromptIds};
 
 /// Transformer inference with a 2-bit key/value cache (KIVI).
@@ -39,6 +41,9 @@ pub enum Command {
     Perplexity(Box<PerplexityArgs>),
     /// Say what a cache costs on a task
     Eval(Box<EvalArgs>),
+    /// Time prompts and generation, and say what memory they take
+    #[command(after_help = BENCH_HELP)]
+    Bench(Box<BenchArgs>),
     /// Say what a checkpoint is, and what its cache takes, without loading its weights
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
@@ -47,19 +52,33 @@ pub enum Command {
 }
 
 impl Command {
-    /// Where it computes and with which model; none if it does not.
-    pub fn computes(&self) -> Option<(&DeviceArgs, &ModelArgs)> {
+    /// Where it computes and with which weights; none if it does not.
+    pub fn computes(&self) -> Option<(&DeviceArgs, WeightsFrom<'_>)> {
+        let checkpoint = WeightsFrom::Checkpoint;
         match self {
-            Self::Generate(args) => Some((&args.run.device, &args.model)),
-            Self::Chat(args) => Some((&args.run.device, &args.model)),
-            Self::Perplexity(args) => Some((&args.device, &args.model)),
+            Self::Generate(args) => Some((&args.run.device, checkpoint(&args.model))),
+            Self::Chat(args) => Some((&args.run.device, checkpoint(&args.model))),
+            Self::Perplexity(args) => Some((&args.device, checkpoint(&args.model))),
             Self::Eval(args) => {
                 let EvalTask::Passkey(args) = &args.task;
-                Some((&args.device, &args.model))
+                Some((&args.device, checkpoint(&args.model)))
             }
+            Self::Bench(args) => match &args.random_weights {
+                Some(shape) => Some((&args.device, WeightsFrom::Random(shape))),
+                None => Some((&args.device, checkpoint(&args.model))),
+            },
             Self::Inspect(_) | Self::Devices(_) => None,
         }
     }
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug)]
+pub enum WeightsFrom<'a> {
+    /// A checkpoint.
+    Checkpoint(&'a ModelArgs),
+    /// Nowhere: they are random, in the shape that this names.
+    Random(&'a str),
 }
 
 const GENERATE_HELP: &str = "\
@@ -93,6 +112,14 @@ number.
 
 Examples:
   kivi-cli eval passkey --lengths 2000 --kv-bits 2 --out answers.jsonl";
+
+const BENCH_HELP: &str = "\
+Each list is combined with each other. Generation takes the likeliest token and prints nothing. A cache of --depth tokens is \
+filled with what a short text left in its pages, again and again: it is as long, and lies as a real one does, but is not computed.
+
+Examples:
+  kivi-cli bench -p 512 -n 128 -d 0,4096 --kv-bits 16,2
+  kivi-cli bench --random-weights llama-2-7b --preset paper --memory 80GiB --json results.json";
 
 const INSPECT_HELP: &str = "\
 Examples:
@@ -254,6 +281,8 @@ pub struct PerplexityArgs {
     pub batch_size: usize,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object
     #[arg(long, help_heading = "Run")]
     pub json: bool,
@@ -314,6 +343,8 @@ pub struct PasskeyArgs {
     pub batch_size: usize,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object
     #[arg(long, help_heading = "Run")]
     pub json: bool,

@@ -4,7 +4,7 @@
 use anyhow::{Result, anyhow};
 use kivi_kernels::{Backend, Memory};
 use kivi_model::config::ModelConfig;
-use kivi_model::engine::EngineConfig;
+use kivi_model::engine::{EngineBytes, EngineConfig};
 use kivi_model::policy::CachePolicy;
 use kivi_quant::{Bits, GroupSize, KiviConfig};
 
@@ -32,6 +32,17 @@ impl Budget {
             return None;
         }
         Some(Self { all: all.unwrap_or(u64::MAX), cache: args.kv_cache_memory.unwrap_or(u64::MAX) })
+    }
+
+    /// In words.
+    fn left(self) -> String {
+        match (self.all, self.cache) {
+            (u64::MAX, cache) => format!("--kv-cache-memory allows {}", size(cache)),
+            (all, u64::MAX) => format!("{} is left", size(all)),
+            (all, cache) => {
+                format!("{} is left, of which --kv-cache-memory allows {}", size(all), size(cache))
+            }
+        }
     }
 
     fn fits<B: Backend>(self, sizes: &EngineConfig, model: &ModelConfig) -> bool {
@@ -81,6 +92,40 @@ pub fn fit<B: Backend>(
     Ok(())
 }
 
+/// The largest number of texts at a time, up to `asked`, for which the engines that `engines` gives fit beside each other.
+///
+/// # Errors
+/// Not even one text at a time fits.
+pub fn batch<B: Backend>(
+    backend: &B,
+    model: &ModelConfig,
+    (args, asked): (&MemoryArgs, usize),
+    engines: impl Fn(usize) -> Vec<EngineConfig>,
+) -> Result<usize> {
+    let Some(budget) = Budget::new(args, backend.memory()?) else { return Ok(asked) };
+    let bytes = |batch: usize| -> (u64, u64) {
+        let bytes = engines(batch).iter().map(|sizes| sizes.bytes::<B::Act>(model)).collect::<Vec<_>>();
+        let sum = |part: &dyn Fn(EngineBytes) -> u64| {
+            let parts = bytes.iter().flatten().map(|bytes| part(*bytes));
+            parts.fold(0_u64, u64::saturating_add)
+        };
+        (sum(&|bytes| bytes.total()), sum(&|bytes| bytes.rings.saturating_add(bytes.pages)))
+    };
+    let fits = |batch: &usize| {
+        let (all, cache) = bytes(*batch);
+        all <= budget.all && cache <= budget.cache
+    };
+    (1..=asked).rev().find(fits).ok_or_else(|| {
+        let (all, cache) = bytes(1);
+        anyhow!(
+            "one text at a time takes {}, {} of it for the caches of all settings; {}; give fewer --kv-bits at a time, or a smaller --ctx-size",
+            size(all),
+            size(cache),
+            budget.left(),
+        )
+    })
+}
+
 /// The line that says how many tokens fit.
 fn capacity<B: Backend>(budget: Budget, model: &ModelConfig, sizes: &EngineConfig, memory: Memory) -> String {
     let tokens = |cache| {
@@ -114,11 +159,7 @@ fn does_not_fit<B: Backend>(
     let wanted = EngineConfig { pool_tokens: least.min(sizes.pool_tokens), ..sizes.clone() };
     let bytes = wanted.bytes::<B::Act>(model);
     let bytes = bytes.map(|b| (b.rings + b.pages, b.activations)).unwrap_or_default();
-    let left = match (budget.all, budget.cache) {
-        (u64::MAX, cache) => format!("--kv-cache-memory allows {}", size(cache)),
-        (all, u64::MAX) => format!("{} is left", size(all)),
-        (all, cache) => format!("{} is left, of which --kv-cache-memory allows {}", size(all), size(cache)),
-    };
+    let left = budget.left();
     anyhow!(
         "the cache of a text of {} tokens takes {}, and activations {}; {left}; {}",
         thousands(sizes.max_context as u64),
@@ -180,6 +221,18 @@ mod tests {
         let error = fit(bytes.rings + bytes.pages / 8).unwrap_err().to_string();
         assert!(error.contains("2,000 tokens") && error.contains("--ctx-size"), "{error}");
         assert!(fit(1).unwrap_err().to_string().contains("no setting"));
+    }
+
+    #[test]
+    fn as_many_texts_run_at_a_time_as_fit() {
+        let (model, wanted) = tiny();
+        let engines =
+            |n: usize| vec![EngineConfig { max_seqs: n, pool_tokens: n * 2048, ..wanted.clone() }; 2];
+        let one = engines(1)[0].bytes::<f32>(&model).unwrap();
+        let batch = |cache| batch(&Cpu::<f32>::new(), &model, (&args(0.9, Some(cache)), 8), engines);
+        assert_eq!(batch(2 * 3 * (one.rings + one.pages)).unwrap(), 3);
+        assert_eq!(batch(u64::MAX / 2).unwrap(), 8);
+        assert!(batch(1).unwrap_err().to_string().contains("fewer --kv-bits"));
     }
 
     #[test]

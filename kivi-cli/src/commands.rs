@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 pub mod batch;
+pub mod bench;
 pub mod chat;
 pub mod devices;
 pub mod eval;

@@ -8,10 +8,10 @@ use clap::ValueEnum;
 use half::{bf16, f16};
 use kivi_kernels_cuda::{Cuda, CudaError, device_count};
 use kivi_kernels_ref::Cpu;
-use kivi_model::weights::Checkpoint;
+use kivi_model::weights::{Checkpoint, WeightDtype};
 
-use crate::args::{DeviceArgs, ModelArgs};
-use crate::model_source;
+use crate::args::{DeviceArgs, WeightsFrom};
+use crate::{bench, model_source};
 
 /// A device, as it is named on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub enum Chosen {
 ///
 /// # Errors
 /// A CUDA device that was asked for and cannot be used, or a checkpoint whose type cannot be read.
-pub fn choose(args: &DeviceArgs, model: &ModelArgs, progress: bool) -> Result<Chosen> {
+pub fn choose(args: &DeviceArgs, model: WeightsFrom<'_>, progress: bool) -> Result<Chosen> {
     match args.device {
         Device::Cpu => cpu(args.threads),
         Device::Cuda(ordinal) => {
@@ -108,10 +108,17 @@ fn cuda(ordinal: usize, dtype: Dtype) -> Result<Chosen, CudaError> {
 }
 
 /// The type that was asked for, or that most of the checkpoint's bytes have.
-fn dtype(asked: Dtype, model: &ModelArgs, progress: bool) -> Result<Dtype> {
+fn dtype(asked: Dtype, model: WeightsFrom<'_>, progress: bool) -> Result<Dtype> {
     if asked != Dtype::Auto {
         return Ok(asked);
     }
+    let model = match model {
+        WeightsFrom::Checkpoint(model) => model,
+        WeightsFrom::Random(shape) => {
+            let bf16 = bench::shape::config(shape)?.dtype == Some(WeightDtype::Bf16);
+            return Ok(if bf16 { Dtype::Bf16 } else { Dtype::F16 });
+        }
+    };
     let checkpoint = Checkpoint::open(&model_source::open(model, progress)?)?;
     let dtypes = checkpoint.dtypes();
     let most = dtypes.iter().max_by_key(|(_, (_, bytes))| *bytes).map(|(name, _)| *name);

@@ -3,6 +3,7 @@
 
 mod args;
 mod batch;
+mod bench;
 mod budget;
 mod chat;
 mod commands;
@@ -67,6 +68,7 @@ fn on<B: Backend>(backend: &B, command: &Command, quiet: bool) -> anyhow::Result
         Command::Generate(args) => commands::generate::run(backend, args, quiet),
         Command::Chat(args) => commands::chat::run(backend, args, quiet),
         Command::Eval(args) => commands::eval::run(backend, &args.task, quiet),
+        Command::Bench(args) => commands::bench::run(backend, args, quiet),
         Command::Perplexity(args) => commands::perplexity::run(backend, args, quiet),
         command => without_backend(command, quiet),
     }

@@ -8,10 +8,10 @@ use common::{kivi, kivi_in, masked};
 
 const README: &str = include_str!("../../README.md");
 
-/// The arguments of the README's commands, without those that need a checkpoint, a hub or a file.
+/// The arguments of the README's commands, without those that need a checkpoint, a hub, a file or a GPU.
 fn commands() -> Vec<Vec<String>> {
     let lines = README.lines().filter_map(|line| line.strip_prefix("cargo run --release -p kivi-cli -- "));
-    let needs = ["DIR", "ORG/NAME", ".txt", ".jsonl"];
+    let needs = ["DIR", "ORG/NAME", ".txt", ".jsonl", "llama-"];
     lines.filter(|line| !needs.iter().any(|word| line.contains(word))).map(words).collect()
 }
 
@@ -52,7 +52,8 @@ fn the_table_of_inspect_is_the_one_shown() {
 
 #[test]
 fn every_flag_exists() {
-    let commands = [&["generate"][..], &["chat"], &["perplexity"], &["eval", "passkey"], &["inspect"]];
+    let commands =
+        [&["generate"][..], &["chat"], &["perplexity"], &["eval", "passkey"], &["bench"], &["inspect"]];
     let help = commands.map(|command| kivi(&[command, &["--help"]].concat()).ok().stdout).concat();
     let is_flag = |word: &&str| {
         ["--kv-", "--max-", "--t", "--chat", "--save", "--load"].iter().any(|start| word.starts_with(start))

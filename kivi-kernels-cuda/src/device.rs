@@ -230,6 +230,10 @@ impl<A: Act> Backend for Cuda<A> {
         self.copy(dst, offset, src)
     }
 
+    fn repeat<T: Element>(&self, dst: &mut CudaBuffer<T>, pattern: &[T]) -> Result<(), CudaError> {
+        dst.repeat(&self.stream, pattern)
+    }
+
     fn read<T: Element>(&self, src: &CudaBuffer<T>, offset: usize, dst: &mut [T]) -> Result<(), CudaError> {
         src.read(&self.stream, offset, dst)
     }

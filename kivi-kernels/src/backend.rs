@@ -71,6 +71,18 @@ pub trait Backend: Sized {
         src: &[T],
     ) -> Result<(), Self::Error>;
 
+    /// Makes `dst` repetitions of `pattern`, the last one cut short; an empty pattern changes nothing.
+    ///
+    /// # Errors
+    /// A fault of an earlier op.
+    fn repeat<T: Element>(&self, dst: &mut Self::Buffer<T>, pattern: &[T]) -> Result<(), Self::Error> {
+        let len = if pattern.is_empty() { 0 } else { dst.len() };
+        for at in (0..len).step_by(pattern.len().max(1)) {
+            self.write(dst, at, &pattern[..pattern.len().min(len - at)])?;
+        }
+        Ok(())
+    }
+
     /// Copies `dst.len()` elements from element `offset` of `src` on; waits for the queue.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The policy of the KIVI cache: which layers share page tables, who owns which page, what is packed when.
 
+mod fill;
 mod pages;
 mod rewind;
 mod transfer;

@@ -141,7 +141,15 @@ impl ModelConfig {
         let hint = "is this the directory of a checkpoint in the Hugging Face layout?";
         source.check()?;
         let bytes = source.read_required("config.json", MAX_BYTES, hint)?;
-        ModelConfig::from_fields(&Fields::parse(source.place("config.json"), &bytes)?)
+        ModelConfig::parse(&source.place("config.json"), &bytes)
+    }
+
+    /// Reads and checks the bytes of a `config.json`, which messages call `file`.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::load`], but for a file that is missing.
+    pub fn parse(file: &str, bytes: &[u8]) -> Result<ModelConfig, LoadError> {
+        ModelConfig::from_fields(&Fields::parse(file.to_owned(), bytes)?)
     }
 
     fn from_fields(f: &Fields) -> Result<ModelConfig, LoadError> {

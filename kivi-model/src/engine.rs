@@ -9,6 +9,7 @@ use crate::cache::{CacheShape, CacheSizes, KvCache, SeqCache, SequenceState, Sna
 use crate::model::{Model, Workspace};
 use crate::sampler::Sampler;
 
+mod filled;
 mod kept;
 mod memory;
 mod types;

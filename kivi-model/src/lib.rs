@@ -17,6 +17,7 @@ mod map;
 pub mod model;
 pub mod perplexity;
 pub mod policy;
+mod random;
 pub mod rope;
 pub mod sampler;
 pub mod saved;

@@ -8,36 +8,60 @@ use kivi_kernels::{Backend, DType, Element, Weight};
 
 use crate::config::ModelConfig;
 use crate::model::{ModelError, Projection};
+use crate::random::Random;
 use crate::weights::{Checkpoint, TensorView, WeightDtype};
 
 /// Bytes that are uploaded at a time; a multiple of every element's size.
 const PIECE: usize = 32 << 20;
 
+/// Where the values of tensors come from.
+enum Values<'a> {
+    Checkpoint(&'a Checkpoint),
+    Random(Box<Random>),
+}
+
 /// Uploads tensors by name and tells how far it is.
 pub(crate) struct Loader<'a, B: Backend> {
     backend: &'a B,
-    checkpoint: &'a Checkpoint,
+    from: Values<'a>,
     progress: &'a mut dyn FnMut(u64, u64),
     done: u64,
 }
 
 impl<'a, B: Backend> Loader<'a, B> {
     pub fn new(backend: &'a B, checkpoint: &'a Checkpoint, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
-        Self { backend, checkpoint, progress, done: 0 }
+        Self { backend, from: Values::Checkpoint(checkpoint), progress, done: 0 }
+    }
+
+    /// Random values in place of a checkpoint's; 16-bit ones where activations or `config` have such.
+    pub fn random(backend: &'a B, config: &ModelConfig, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        let dtype = match (B::Act::DTYPE, config.dtype) {
+            (DType::F16, _) => WeightDtype::F16,
+            (DType::Bf16, _) => WeightDtype::Bf16,
+            (_, stated) => stated.unwrap_or(WeightDtype::F32),
+        };
+        Self { backend, from: Values::Random(Box::new(Random::new(dtype))), progress, done: 0 }
     }
 
     /// Checks that the checkpoint has the `expected` tensors and no others but those to `ignore`.
     pub fn check(
-        &self,
+        &mut self,
         expected: &BTreeMap<String, Vec<usize>>,
         ignore: impl Fn(&str) -> bool,
     ) -> Result<(), ModelError<B::Error>> {
-        Ok(self.checkpoint.check(expected, ignore)?)
+        match &mut self.from {
+            Values::Checkpoint(checkpoint) => checkpoint.check(expected, ignore)?,
+            Values::Random(random) => random.shapes.clone_from(expected),
+        }
+        Ok(())
     }
 
     /// What tells the checkpoint from others.
     pub fn fingerprint(&self, config: &ModelConfig) -> String {
-        self.checkpoint.fingerprint(&format!("{config:?}"))
+        match &self.from {
+            Values::Checkpoint(checkpoint) => checkpoint.fingerprint(&format!("{config:?}")),
+            Values::Random(_) => format!("random {config:?}"),
+        }
     }
 
     /// A vector, in f32.
@@ -70,6 +94,9 @@ impl<'a, B: Backend> Loader<'a, B> {
         bias: bool,
         order: &[usize],
     ) -> Result<Projection<B>, ModelError<B::Error>> {
+        if matches!(self.from, Values::Random(_)) {
+            return self.projection(&[name.to_owned()], bias); // Any order is as random.
+        }
         let weight = reorder(self.views(&[format!("{name}.weight")])?.remove(0), order);
         let bias = match bias {
             true => {
@@ -88,6 +115,11 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn vectors<S: AsRef<str>>(&mut self, names: &[S]) -> Result<B::Buffer<f32>, ModelError<B::Error>> {
+        if let Values::Random(random) = &self.from {
+            let values = random.vector(names);
+            self.advance(random.bytes(names));
+            return self.upload(&values);
+        }
         let views = self.views(names)?;
         let values: Vec<f32> = views.iter().flat_map(to_f32).collect();
         self.advance(views.iter().map(|view| view.bytes.len()).sum());
@@ -95,8 +127,23 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn matrices<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Weight<B>, ModelError<B::Error>> {
+        if matches!(self.from, Values::Random(_)) {
+            return self.random_matrix(names);
+        }
         let views = self.views(names)?;
         self.stack(&views)
+    }
+
+    fn random_matrix<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Weight<B>, ModelError<B::Error>> {
+        let Values::Random(random) = &mut self.from else { unreachable!("by the caller") };
+        let (backend, len, bytes) = (self.backend, random.len(names), random.bytes(names));
+        let weight = match random.dtype {
+            WeightDtype::F32 => random_buffer(backend, len, random.next::<f32>()).map(Weight::F32),
+            WeightDtype::F16 => random_buffer(backend, len, random.next::<f16>()).map(Weight::F16),
+            WeightDtype::Bf16 => random_buffer(backend, len, random.next::<bf16>()).map(Weight::Bf16),
+        };
+        self.advance(bytes);
+        weight.map_err(ModelError::Device)
     }
 
     /// The elements of all views, in their type, or in that of activations where these have 16 bits: what multiplies them takes
@@ -130,18 +177,33 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn views<S: AsRef<str>>(&self, names: &[S]) -> Result<Vec<TensorView<'a>>, ModelError<B::Error>> {
-        let views = names.iter().map(|name| self.checkpoint.tensor(name.as_ref()));
+        let Values::Checkpoint(checkpoint) = self.from else { return Ok(Vec::new()) };
+        let views = names.iter().map(|name| checkpoint.tensor(name.as_ref()));
         Ok(views.collect::<Result<Vec<_>, _>>()?)
     }
 
     fn advance(&mut self, bytes: usize) {
         self.done += bytes as u64;
-        (self.progress)(self.done, self.checkpoint.total_bytes());
+        let total = match &self.from {
+            Values::Checkpoint(checkpoint) => checkpoint.total_bytes(),
+            Values::Random(random) => random.total_bytes(),
+        };
+        (self.progress)(self.done, total);
     }
 
     fn upload<T: Element>(&self, values: &[T]) -> Result<B::Buffer<T>, ModelError<B::Error>> {
         self.backend.upload(values).map_err(ModelError::Device)
     }
+}
+
+fn random_buffer<B: Backend, T: Element>(
+    backend: &B,
+    len: usize,
+    pattern: &[T],
+) -> Result<B::Buffer<T>, B::Error> {
+    let mut buffer = backend.zeros(len)?;
+    backend.repeat(&mut buffer, pattern)?;
+    Ok(buffer)
 }
 
 /// A tensor whose blocks of rows are in another order than in the checkpoint.

@@ -1,5 +1,6 @@
 //! A transformer on a backend: its weights, and one step through it. Families put it together from these parts.
 
+mod bytes;
 mod layer;
 
 use kivi_kernels::{
@@ -103,12 +104,28 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, ModelError<B::Error>> {
         let config = ModelConfig::load(source)?;
         let checkpoint = Checkpoint::open(source)?;
-        let mut loader = Loader::new(backend, &checkpoint, progress);
+        Self::read(&config, &mut Loader::new(backend, &checkpoint, progress))
+    }
+
+    /// A model of this shape with random weights, made on the device: for measuring. `progress` is called with the bytes done and
+    /// in all.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn random(
+        backend: &B,
+        config: &ModelConfig,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, ModelError<B::Error>> {
+        Self::read(config, &mut Loader::random(backend, config, progress))
+    }
+
+    fn read(config: &ModelConfig, loader: &mut Loader<'_, B>) -> Result<Self, ModelError<B::Error>> {
         match config.architecture {
             Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 | Architecture::Qwen3 => {
-                crate::llama::load(&config, &mut loader)
+                crate::llama::load(config, loader)
             }
-            Architecture::Falcon => crate::falcon::load(&config, &mut loader),
+            Architecture::Falcon => crate::falcon::load(config, loader),
         }
     }
 

@@ -164,8 +164,8 @@ pub fn compare<B: Backend>(
     Ok(scores)
 }
 
-/// An engine in which `batch_size` windows run from the first step on.
-fn sizes(policy: &CachePolicy, cut: Cut, batch_size: usize) -> EngineConfig {
+/// The engine of [`compare`] for a policy: `batch_size` windows run in it from the first step on.
+pub fn sizes(policy: &CachePolicy, cut: Cut, batch_size: usize) -> EngineConfig {
     let seqs = batch_size.max(1);
     EngineConfig {
         cache: policy.clone(),

@@ -80,6 +80,21 @@ pub fn batch_size(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_SEQS)
 }
 
+/// A number of tokens that may be none.
+pub fn count(text: &str) -> Result<usize, String> {
+    whole(text, 0..=MAX_TOKENS)
+}
+
+/// A number of sequences that a bench runs at a time.
+pub fn sequences(text: &str) -> Result<usize, String> {
+    whole(text, 1..=1 << 16)
+}
+
+/// A number of repetitions.
+pub fn repetitions(text: &str) -> Result<usize, String> {
+    whole(text, 1..=1000)
+}
+
 /// A number of places in a text.
 pub fn depths(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_DEPTHS)

@@ -20,7 +20,7 @@ use crate::batch::input::Line;
 use crate::batch::results::{self, Results};
 use crate::eval::passkey::Case;
 use crate::prompts::{Content, Prompt};
-use crate::{format, model_source, output, policy, report, settings, setup, sizing};
+use crate::{budget, format, model_source, output, policy, report, settings, setup, sizing};
 
 /// Tokens of an answer: five digits, and what may come before them.
 const ANSWER_TOKENS: usize = 12;
@@ -89,6 +89,7 @@ fn passkey<B: Backend>(backend: &B, args: &PasskeyArgs, quiet: bool) -> Result<(
         // A prompt is read in one step, so that all of it is read in full precision.
         sizes.max_batched_tokens = longest[0];
         let (model, _) = setup::load(backend, &source, !quiet && !args.json)?;
+        budget::fit(backend, model.config(), &mut sizes, (&args.memory, !quiet && !args.json))?;
         let engine = Engine::new(backend, &model, sizes.clone());
         let engine = engine.map_err(|error| setup::not_made(error, &source.place("config.json")))?;
         let bar =

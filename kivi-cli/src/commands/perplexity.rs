@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::{Result, bail};
 use kivi_kernels::{Backend, DType, Element};
 use kivi_model::config::ModelConfig;
-use kivi_model::perplexity::{Cut, PerplexityError, Scores, compare};
+use kivi_model::perplexity::{Cut, PerplexityError, Scores, compare, sizes};
 use kivi_model::policy::CachePolicy;
 use kivi_model::source::Source;
 use kivi_model::tokenizer::Tokenizer;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::args::{KvBits, PerplexityArgs};
 use crate::failure::Usage;
 use crate::format::{size, thousands};
-use crate::{model_source, output, policy, prompts, settings, setup};
+use crate::{budget, model_source, output, policy, prompts, settings, setup};
 
 /// Tokens of a window unless said.
 const CTX_SIZE: usize = 2048;
@@ -77,7 +77,9 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
         "{spinner} {msg}: {pos}/{len} tokens, {elapsed}, {eta} left",
     );
     bar.set_length(scored);
-    let scores = compare(backend, &model, &policies, (cut, &windows), args.batch_size, &mut |done| {
+    let engines = |batch| policies.iter().map(|policy| sizes(policy, cut, batch)).collect();
+    let batch_size = budget::batch(backend, &config, (&args.memory, args.batch_size), engines)?;
+    let scores = compare(backend, &model, &policies, (cut, &windows), batch_size, &mut |done| {
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
