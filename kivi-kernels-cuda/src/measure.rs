@@ -2,7 +2,6 @@
 
 use cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, CudaGraph};
-use kivi_kernels::Element;
 
 use crate::device::Cuda;
 use crate::{Act, CudaBuffer, CudaError, ops};
@@ -82,14 +81,6 @@ impl<A: Act> Cuda<A> {
         self.stream.synchronize().map_err(failed)?;
         let seconds = |pair: &[CudaEvent]| Ok(f64::from(pair[0].elapsed_ms(&pair[1]).map_err(failed)?) / 1e3);
         events.windows(2).map(seconds).collect()
-    }
-
-    /// Makes `dst` repetitions of `pattern`, the last one cut short.
-    ///
-    /// # Errors
-    /// A failure of the device.
-    pub fn repeat<T: Element>(&self, dst: &mut CudaBuffer<T>, pattern: &[T]) -> Result<(), CudaError> {
-        dst.repeat(&self.stream, pattern)
     }
 
     /// Adds up `words`, modulo 2^32, into as many parts as there are `sums`, or fewer: the first ones of them. It reads

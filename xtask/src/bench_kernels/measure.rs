@@ -1,6 +1,6 @@
 //! Timing.
 
-use kivi_kernels::{Backend, Element};
+use kivi_kernels::Backend;
 use kivi_kernels_cuda::{Act, Cuda, CudaError};
 
 /// Seconds that one graph should take, so that starting it is nothing.
@@ -15,8 +15,6 @@ const MIN_SAMPLES: usize = 3;
 
 /// A backend that can be measured: what [`Cuda`] has besides ops.
 pub trait Measured: Backend {
-    /// See [`Cuda::repeat`].
-    fn repeat<T: Element>(&self, dst: &mut Self::Buffer<T>, pattern: &[T]) -> Result<(), Self::Error>;
     /// See [`Cuda::sum_words`].
     fn sum_words(&self, words: &Self::Buffer<u32>, sums: &mut Self::Buffer<u32>) -> Result<(), Self::Error>;
     /// See [`Cuda::time`].
@@ -33,10 +31,6 @@ pub trait Measured: Backend {
 }
 
 impl<A: Act> Measured for Cuda<A> {
-    fn repeat<T: Element>(&self, dst: &mut Self::Buffer<T>, pattern: &[T]) -> Result<(), CudaError> {
-        Cuda::repeat(self, dst, pattern)
-    }
-
     fn sum_words(&self, words: &Self::Buffer<u32>, sums: &mut Self::Buffer<u32>) -> Result<(), CudaError> {
         Cuda::sum_words(self, words, sums)
     }

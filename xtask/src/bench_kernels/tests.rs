@@ -18,14 +18,6 @@ use super::torch::Torch;
 use super::world::World;
 
 impl Measured for Cpu<f32> {
-    fn repeat<T: Element>(&self, dst: &mut CpuBuffer<T>, pattern: &[T]) -> Result<(), CpuError> {
-        let len = dst.len();
-        (0..len).step_by(pattern.len()).try_for_each(|at| {
-            let n = pattern.len().min(len - at);
-            self.write(dst, at, &pattern[..n])
-        })
-    }
-
     fn sum_words(&self, words: &CpuBuffer<u32>, sums: &mut CpuBuffer<u32>) -> Result<(), CpuError> {
         let mut found = vec![0; words.len()];
         self.read(words, 0, &mut found)?;
