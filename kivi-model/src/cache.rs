@@ -108,6 +108,11 @@ impl<B: Backend> KvCache<B> {
         (&mut self.layers[index], self.shape.of_layer[index])
     }
 
+    /// Pages of each group.
+    pub(crate) fn n_pages(&self) -> Vec<usize> {
+        self.pools.iter().map(Pool::n_pages).collect()
+    }
+
     /// Settings and window of each layer.
     pub fn layer_settings(&self) -> Vec<(KiviConfig, Option<usize>)> {
         let groups = self.shape.of_layer.iter().map(|&g| &self.shape.groups[g]);

@@ -60,6 +60,8 @@ type Pick = (usize, usize);
 
 /// Runs requests on a model with a KIVI cache.
 pub struct Engine<'a, B: Backend> {
+    /// Recorded steps; they go before the buffers that they use.
+    recordings: B::Recordings,
     backend: &'a B,
     model: &'a Model<B>,
     config: EngineConfig,
@@ -98,13 +100,17 @@ impl<'a, B: Backend> Engine<'a, B> {
         let device = EngineError::Device;
         let configs = shape.configs();
         let sizes = CacheSizes { pool_tokens, n_slots: max_seqs, step_tokens: max_batched_tokens };
+        let cache = KvCache::new(backend, shape, sizes).map_err(device)?;
         let capacity = BatchCapacity {
             max_seqs,
             max_tokens: max_batched_tokens,
             max_pages: configs.iter().map(|c| max_context.div_ceil(c.page_tokens())).collect(),
+            n_pages: cache.n_pages(),
+            n_slots: max_seqs,
         };
         Ok(Self {
-            cache: KvCache::new(backend, shape, sizes).map_err(device)?,
+            cache,
+            recordings: B::Recordings::default(),
             batch: Batch::new(backend, capacity, &configs).map_err(device)?,
             workspace: model.workspace(backend, max_batched_tokens, max_seqs).map_err(device)?,
             greedy: backend.zeros(max_seqs).map_err(device)?,
@@ -302,7 +308,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.model.write_frequencies(self.backend, &mut self.workspace, lens)?;
         let (model, workspace, cache) = (self.model, &mut self.workspace, &mut self.cache);
         let batch = &self.batch;
-        self.backend.record(batch.key(), |backend| {
+        self.backend.record(&mut self.recordings, batch.key(0), |backend| {
             model.forward(backend, workspace, cache, batch, &mut |_, _| Ok(()))
         })?;
         for &(i, n) in picks {
