@@ -187,6 +187,18 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
+    /// The last `n` tokens of `seq` do not count. Its rings have lost what they replaced, so it cannot go on: for a sequence that
+    /// is to be closed.
+    pub(crate) fn take_back(&mut self, seq: &mut SeqCache, n: usize) {
+        if n == 0 {
+            return;
+        }
+        seq.len -= n;
+        for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
+            pool.shrink(pages, seq.len);
+        }
+    }
+
     /// What a step of `n_new` tokens does to `seq` in each group.
     pub(crate) fn plan<'a>(&self, seq: &'a SeqCache, n_new: usize) -> Vec<GroupStep<'a>> {
         let groups = self.shape.groups.iter().zip(&seq.pages);
