@@ -139,7 +139,10 @@ fn logits_are_read_only_for_those_that_need_them() {
 
     let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 1)).expect("an engine");
     engine.submit(requests[0].clone()).expect("a good request");
-    assert_eq!(texts(&step(&backend, &mut engine)), [forward(1, 5).as_slice(), &recorded(), &logits[..1]].concat());
+    assert_eq!(
+        texts(&step(&backend, &mut engine)),
+        [forward(1, 5).as_slice(), &recorded(), &logits[..1]].concat()
+    );
 }
 
 /// The steps of a prompt that is cut ask for no token until the last one.

@@ -10,6 +10,7 @@ mod elementwise;
 mod host;
 mod linear;
 mod norm;
+mod record;
 mod rope;
 mod select;
 mod state;
@@ -34,7 +35,7 @@ macro_rules! for_each_op {
         $visit! {
             linear::EmbedCase, linear::LinearCase, norm::RmsNormCase, norm::LayerNormCase, rope::RopeCase,
             elementwise::ActivateCase, elementwise::AddCase, attention::AttendCase, cache::AppendCase,
-            cache::ClearPagesCase, select::GatherCase, select::ArgmaxCase, select::TopKCase
+            cache::ClearPagesCase, select::GatherCase, select::ArgmaxCase, select::TopKCase, record::RecordCase
         }
     };
 }
@@ -108,7 +109,7 @@ fn round(dtype: DType, x: f64) -> f64 {
 macro_rules! conformance_tests {
     (try $backend:expr) => {
         $crate::conformance_tests! { @ $backend;
-            embed linear rms_norm layer_norm rope activate add attend append clear_pages gather argmax top_k }
+            embed linear rms_norm layer_norm rope activate add attend append clear_pages gather argmax top_k record }
     };
     (@ $backend:expr; $($op:ident)*) => {$(
         #[test]
