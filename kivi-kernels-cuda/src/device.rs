@@ -61,7 +61,8 @@ impl<A: Act> Cuda<A> {
     /// In a stream of the caller's: everything is queued there, in the order of the calls, and ordered against other streams
     /// only by what the caller does. The context stays as it is. Allocates [`crate::raw::scratch_words`] words; after that
     /// ops allocate nothing, except that a kernel's first use loads it ([`Self::prepare`]), the first product loads cuBLASLt with its
-    /// workspace of 32 MiB, and the first copy of 1 MiB to the device takes 32 MiB of pinned memory.
+    /// workspace of 32 MiB, the first copy of 1 MiB to the device takes 32 MiB of pinned memory, and the first planned step
+    /// 128 KiB of it and 64 KiB of the device (more where page tables are long).
     ///
     /// # Errors
     /// [`CudaError::NoToolkit`], [`CudaError::Foreign`] for cudarc's stream "per thread", or a failure of the driver.

@@ -72,7 +72,7 @@ type Pick = (usize, usize);
 /// Runs requests on a model with a KIVI cache.
 pub struct Engine<'a, B: Backend> {
     /// Recorded steps; they go before the buffers that they use.
-    recordings: B::Recordings,
+    recordings: Option<B::Recordings>,
     backend: &'a B,
     model: &'a Model<B>,
     config: EngineConfig,
@@ -123,7 +123,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         };
         Ok(Self {
             cache,
-            recordings: B::Recordings::default(),
+            recordings: Some(B::Recordings::default()),
             batch: Batch::new(backend, capacity, &configs).map_err(device)?,
             workspace: model.workspace(backend, max_batched_tokens, max_seqs).map_err(device)?,
             flight: None,
@@ -218,6 +218,11 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// that is known ends the text. Its events come with the next step then. On for backends that run behind the host, else off.
     pub fn set_run_ahead(&mut self, on: bool) {
         self.run_ahead = on;
+    }
+
+    /// Whether steps may be recorded and replayed ([`Backend::record`]), as they are at first.
+    pub fn set_recorded(&mut self, on: bool) {
+        self.recordings = on.then(B::Recordings::default);
     }
 
     /// Runs one step and tells what came of it, or of the step before ([`Self::set_run_ahead`]); nothing to do is no event.

@@ -92,14 +92,18 @@ impl<B: Backend> Engine<'_, B> {
         let (model, workspace, cache) = (self.model, &mut self.workspace, &mut self.cache);
         let key = self.batch.key(choose.into());
         let batch = &mut self.batch;
-        self.backend.record(&mut self.recordings, key, |backend| {
+        let mut step = |backend: &B| {
             model.forward(backend, workspace, cache, batch, &mut |_, _| Ok(()))?;
             if choose {
                 let logits = Rows::new(&workspace.logits, batch.n_seqs(), model.config().vocab_size)?;
                 backend.argmax(ops::Argmax::new(&mut batch.chosen, logits)?)?;
             }
             Ok(())
-        })
+        };
+        match &mut self.recordings {
+            Some(recordings) => self.backend.record(recordings, key, step),
+            None => step(self.backend),
+        }
     }
 
     /// Waits for the tokens of the step in flight, if one is, and tells what came of it. Who left in the meantime gets none.
