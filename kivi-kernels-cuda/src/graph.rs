@@ -117,3 +117,30 @@ impl<A: Act> Cuda<A> {
 fn launch(graph: Option<&Graph>) -> Result<(), CudaError> {
     graph.map_or(Ok(()), |graph| graph.graph.launch().map_err(CudaError::driver("a recorded step")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_engines_hold_may_move_to_another_thread() {
+        fn moves<T: Send>() {}
+        moves::<Recordings>();
+        moves::<crate::Later>();
+        moves::<Cuda<half::f16>>();
+    }
+
+    #[test]
+    fn the_step_that_was_not_used_for_the_longest_time_goes() {
+        let key = |n_seqs| StepKey { n_seqs, n_tokens: n_seqs, max_new: 1, variant: 0 };
+        let mut recordings = Recordings::default();
+        for n in 0..MOST {
+            assert!(recordings.get(key(n)).is_none());
+            recordings.insert(key(n), Recording::Warm);
+        }
+        assert!(recordings.get(key(0)).is_some());
+        recordings.insert(key(MOST), Recording::Warm);
+        assert!(recordings.get(key(0)).is_some() && recordings.get(key(1)).is_none());
+        assert_eq!((recordings.steps.len(), recordings.graphs()), (MOST, 0));
+    }
+}
