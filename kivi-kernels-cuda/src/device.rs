@@ -313,6 +313,7 @@ impl<A: Act> Backend for Cuda<A> {
     run! {
         embed Embed;
         rms_norm RmsNorm;
+        add_rms_norm AddRmsNorm;
         layer_norm LayerNorm;
         linear Linear;
         rope Rope;

@@ -195,6 +195,15 @@ pub trait Backend: Sized {
     /// A failure of the device.
     fn rms_norm(&self, op: ops::RmsNorm<'_, Self>) -> Result<(), Self::Error>;
 
+    /// See [`ops::AddRmsNorm`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn add_rms_norm(&self, mut op: ops::AddRmsNorm<'_, Self>) -> Result<(), Self::Error> {
+        self.add(op.add())?;
+        self.rms_norm(op.norm())
+    }
+
     /// See [`ops::LayerNorm`].
     ///
     /// # Errors

@@ -23,7 +23,7 @@ pub(crate) use cache::clear_pages;
 pub(crate) use decode::Scratch;
 pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
-pub(crate) use norm::{layer_norm, rms_norm};
+pub(crate) use norm::{add_rms_norm, layer_norm, rms_norm};
 pub(crate) use patch::{Parcel, patch};
 pub(crate) use rope::rope;
 pub(crate) use select::{argmax, gather, top_k};

@@ -40,11 +40,19 @@ impl<B: Backend> Model<B> {
         self.norm(backend, &layer.attention_norm, &mut ws.normed, &ws.hidden, n)?;
         self.queries_and_keys(backend, layer, ws, batch)?;
         self.attention(backend, ws, cache, batch, index)?;
-        if sequential {
-            self.add_attended(backend, layer, ws, n)?;
-        }
-        if let Some(norm) = &layer.mlp_norm {
-            self.norm(backend, norm, &mut ws.normed, &ws.hidden, n)?;
+        match &layer.mlp_norm {
+            Some(Norm::Rms(weight)) if sequential => {
+                self.project_attended(backend, layer, ws, n)?;
+                self.add_and_norm(backend, weight, ws, n)?;
+            }
+            norm => {
+                if sequential {
+                    self.add_attended(backend, layer, ws, n)?;
+                }
+                if let Some(norm) = norm {
+                    self.norm(backend, norm, &mut ws.normed, &ws.hidden, n)?;
+                }
+            }
         }
         self.feed_forward(backend, layer, ws, n)?;
         if !sequential {
@@ -125,9 +133,33 @@ impl<B: Backend> Model<B> {
         ws: &mut Workspace<B>,
         n: usize,
     ) -> Result<(), StepError<B::Error>> {
+        self.project_attended(backend, layer, ws, n)?;
+        add(backend, &mut ws.hidden, &ws.projected, n, self.config.hidden_size)
+    }
+
+    fn project_attended(
+        &self,
+        backend: &B,
+        layer: &Layer<B>,
+        ws: &mut Workspace<B>,
+        n: usize,
+    ) -> Result<(), StepError<B::Error>> {
         let (hidden, heads) = (self.config.hidden_size, self.config.n_heads * self.config.head_dim);
-        project(backend, &layer.output, (&mut ws.projected, hidden), (&ws.attended, heads), n)?;
-        add(backend, &mut ws.hidden, &ws.projected, n, hidden)
+        project(backend, &layer.output, (&mut ws.projected, hidden), (&ws.attended, heads), n)
+    }
+
+    /// Adds what was projected to the residual stream, and normalises that.
+    fn add_and_norm(
+        &self,
+        backend: &B,
+        weight: &B::Buffer<f32>,
+        ws: &mut Workspace<B>,
+        n: usize,
+    ) -> Result<(), StepError<B::Error>> {
+        let (cols, eps) = (self.config.hidden_size, self.config.norm_eps as f32);
+        let (out, hidden) = (RowsMut::new(&mut ws.normed, n, cols)?, RowsMut::new(&mut ws.hidden, n, cols)?);
+        let x = Rows::new(&ws.projected, n, cols)?;
+        Ok(backend.add_rms_norm(ops::AddRmsNorm::new(out, hidden, x, weight, eps)?)?)
     }
 
     /// The feed-forward block up to its activations.
