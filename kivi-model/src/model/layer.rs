@@ -26,7 +26,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// One layer: `ws.hidden` before and after it.
+    /// One layer: `ws.hidden` before and after it, and where [`Self::norm_behind`] says so, its norm in `ws.normed`.
     pub(super) fn layer(
         &self,
         backend: &B,
@@ -37,7 +37,9 @@ impl<B: Backend> Model<B> {
         index: usize,
     ) -> Result<(), StepError<B::Error>> {
         let (n, sequential) = (batch.n_tokens(), self.config.block_order == BlockOrder::Sequential);
-        self.norm(backend, &layer.attention_norm, &mut ws.normed, &ws.hidden, n)?;
+        if index == 0 || self.norm_behind(index - 1).is_none() {
+            self.norm(backend, &layer.attention_norm, &mut ws.normed, &ws.hidden, n)?;
+        }
         self.queries_and_keys(backend, layer, ws, batch)?;
         self.attention(backend, ws, cache, batch, index)?;
         match &layer.mlp_norm {
@@ -60,7 +62,18 @@ impl<B: Backend> Model<B> {
         }
         let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
         project(backend, &layer.down, (&mut ws.projected, hidden), (&ws.activated, inner), n)?;
-        add(backend, &mut ws.hidden, &ws.projected, n, hidden)
+        match self.norm_behind(index) {
+            Some(weight) => self.add_and_norm(backend, weight, ws, n),
+            None => add(backend, &mut ws.hidden, &ws.projected, n, hidden),
+        }
+    }
+
+    /// The weight of the norm that the next layer begins with, if layer `index` makes that together with its last addition.
+    fn norm_behind(&self, index: usize) -> Option<&B::Buffer<f32>> {
+        match &self.layers.get(index + 1)?.attention_norm {
+            Norm::Rms(weight) => Some(weight),
+            Norm::Layer(..) => None,
+        }
     }
 
     /// Queries, keys and values of `ws.normed`; queries and keys with their norms and rotated.
