@@ -1,5 +1,6 @@
 // norm.cu: normalisation of rows.
 //   rms_norm    out = x / sqrt(mean(x^2) + eps) * weight, for each of the groups of a row; one block a group
+//   add_rms_norm  hidden = hidden + x, out = rms_norm(hidden); one block a row
 //   layer_norm  out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias; one block a row
 #include "kivi.cuh"
 
@@ -17,6 +18,19 @@ struct NormParams {
 };
 KIVI_CHECK_SIZE(NormParams);
 
+struct AddNormParams {
+    Act* out;             // [rows, cols]
+    Act* hidden;          // [rows, cols]
+    const Act* x;         // [rows, cols]
+    const float* weight;  // [cols]
+    u64 out_stride;
+    u64 hidden_stride;
+    u64 x_stride;
+    u32 cols;
+    float eps;
+};
+KIVI_CHECK_SIZE(AddNormParams);
+
 extern "C" __global__ void rms_norm(NormParams p) {
     u32 row = blockIdx.x / p.groups;
     u32 start = blockIdx.x % p.groups * p.cols;
@@ -29,6 +43,22 @@ extern "C" __global__ void rms_norm(NormParams p) {
     float root = sqrtf(block_sum(squares) / p.cols + p.eps);
     for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
         store(&out[j], to_f32(x[j]) / root * p.weight[j]);
+    }
+}
+
+// As add and rms_norm one after the other, to the bit: threads read back what they rounded.
+extern "C" __global__ void add_rms_norm(AddNormParams p) {
+    Act* hidden = p.hidden + blockIdx.x * p.hidden_stride;
+    const Act* x = p.x + blockIdx.x * p.x_stride;
+    Act* out = p.out + blockIdx.x * p.out_stride;
+    float squares = 0.0f;
+    for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
+        store(&hidden[j], to_f32(hidden[j]) + to_f32(x[j]));
+        squares += to_f32(hidden[j]) * to_f32(hidden[j]);
+    }
+    float root = sqrtf(block_sum(squares) / p.cols + p.eps);
+    for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
+        store(&out[j], to_f32(hidden[j]) / root * p.weight[j]);
     }
 }
 

@@ -55,10 +55,14 @@ __device__ u64 largest_below(const Act* x, u32 cols, u64 limit) {
 extern "C" __global__ void argmax(SelectParams p) {
     const Act* x = p.logits + blockIdx.x * p.logits_stride;
     bool damaged = false;
+    u64 best = 0;
+#pragma unroll 8
     for (u32 j = threadIdx.x; j < p.cols; j += BLOCK) {
-        damaged |= !isfinite(to_f32(x[j]));
+        float here = to_f32(x[j]);
+        damaged |= !isfinite(here);
+        best = max(best, order(here, j));
     }
-    u64 best = largest_below(x, p.cols, ~0ull);
+    best = block_max(best);
     if (__syncthreads_or(damaged)) {
         best = 0;
     }

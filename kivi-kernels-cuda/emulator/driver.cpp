@@ -59,6 +59,7 @@ enum State { RUNS, WAITS_FOR_WARP, WAITS_FOR_BLOCK, DONE };
 struct Kernel {
     void (*run)(void* params);
     std::string name;
+    size_t param_bytes;
     unsigned max_shared = 48 << 10;
 };
 
@@ -160,6 +161,62 @@ void run_block(unsigned shared) {
 std::recursive_mutex mutex;
 std::map<void*, std::pair<void*, size_t>> allocations;
 
+// A launch with the bytes of its parameters, as a graph keeps it.
+struct Launch {
+    Kernel* kernel;
+    Dim grid;
+    unsigned threads, shared;
+    std::vector<char> params;
+};
+using Graph = std::vector<Launch>;
+std::map<void*, Graph*> recording;  // by stream
+
+// Copies to pinned memory arrive when somebody waits.
+struct Arrival {
+    void* to;
+    std::vector<char> bytes;
+};
+std::vector<Arrival> arrivals;
+std::map<char*, size_t> pinned;
+
+void arrive() {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    for (auto& arrival : arrivals) {
+        memcpy(arrival.to, arrival.bytes.data(), arrival.bytes.size());
+    }
+    arrivals.clear();
+}
+
+bool is_pinned(const void* p) {
+    auto after = pinned.upper_bound((char*)p);
+    return after != pinned.begin() && (char*)p < (--after)->first + after->second;
+}
+
+// What is not a launch cannot be recorded.
+bool records(void* stream) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    return recording.count(stream);
+}
+
+void run_grid(const Launch& launch) {
+    static char* end = (char*)map((1 << 20) + PAGE) + (1 << 20);
+    mprotect(end, PAGE, PROT_NONE);
+    unsigned shared = (launch.shared + 127) / 128 * 128;
+    emulator_shared = end - shared;
+    kernel = launch.kernel;
+    params = (void*)launch.params.data();
+    gridDim = launch.grid;
+    threads = launch.threads;
+    for (unsigned z = 0; z < gridDim.z; ++z) {
+        for (unsigned y = 0; y < gridDim.y; ++y) {
+            for (unsigned x = 0; x < gridDim.x; ++x) {
+                blockIdx = {reverse ? gridDim.x - 1 - x : x, y, z};
+                run_block(shared);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 // What compiled kernels call.
@@ -208,7 +265,7 @@ void emulator_at_block_start(void (*f)()) { block_starts.push_back(f); }
 // The driver's functions.
 extern "C" {
 using Result = int;
-enum : Result { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500 };
+enum : Result { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, UNSUPPORTED = 900 };
 
 Result cuInit(unsigned) {
     reverse = getenv("EMULATOR_REVERSE");
@@ -248,15 +305,31 @@ Result cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
 Result cuEventCreate(void** event, unsigned) { return *event = (void*)0x30, SUCCESS; }
 Result cuEventDestroy_v2(void*) { return SUCCESS; }
 Result cuEventRecord(void*, void*) { return SUCCESS; }
-Result cuEventSynchronize(void*) { return SUCCESS; }
-Result cuMemHostAlloc(void** host, size_t bytes, unsigned) { return *host = map(bytes), SUCCESS; }
-Result cuMemFreeHost(void*) { return SUCCESS; }
+Result cuEventSynchronize(void*) { return arrive(), SUCCESS; }
+Result cuMemHostAlloc(void** host, size_t bytes, unsigned) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    *host = map(bytes);
+    memset(*host, 0xff, bytes);
+    pinned[(char*)*host] = bytes;
+    return SUCCESS;
+}
+Result cuMemFreeHost(void* host) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    munmap(host, pinned[(char*)host]);
+    pinned.erase((char*)host);
+    return SUCCESS;
+}
 Result cuStreamDestroy_v2(void*) { return SUCCESS; }
-Result cuStreamSynchronize(void*) { return SUCCESS; }
+Result cuStreamSynchronize(void* stream) {
+    if (records(stream)) {
+        return UNSUPPORTED;
+    }
+    return arrive(), SUCCESS;
+}
 Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = 1 << 30, SUCCESS; }
 
-Result cuMemAllocAsync(uint64_t* address, size_t bytes, void*) {
-    if (bytes == 0) {
+Result cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
+    if (bytes == 0 || records(stream)) {
         return INVALID;
     }
     size_t pages = (bytes + PAGE - 1) / PAGE * PAGE;
@@ -284,13 +357,26 @@ Result cuMemFreeAsync(uint64_t address, void*) {
 }
 Result cuMemAlloc_v2(uint64_t* address, size_t bytes) { return cuMemAllocAsync(address, bytes, nullptr); }
 Result cuMemFree_v2(uint64_t address) { return cuMemFreeAsync(address, nullptr); }
-Result cuMemsetD8Async(uint64_t to, unsigned char x, size_t n, void*) { return memset((void*)to, x, n), SUCCESS; }
-Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t n, void*) {
-    return memcpy((void*)to, from, n), SUCCESS;
+Result cuMemsetD8Async(uint64_t to, unsigned char x, size_t n, void* stream) {
+    return records(stream) ? UNSUPPORTED : (memset((void*)to, x, n), SUCCESS);
 }
-Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t n, void*) { return memcpy(to, (void*)from, n), SUCCESS; }
-Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void*) {
-    return memmove((void*)to, (void*)from, n), SUCCESS;
+Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t n, void* stream) {
+    return records(stream) ? UNSUPPORTED : (memcpy((void*)to, from, n), SUCCESS);
+}
+Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t n, void* stream) {
+    if (records(stream)) {
+        return UNSUPPORTED;
+    }
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (is_pinned(to)) {
+        arrivals.push_back({to, {(char*)from, (char*)from + n}});
+    } else {
+        memcpy(to, (void*)from, n);
+    }
+    return SUCCESS;
+}
+Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void* stream) {
+    return records(stream) ? UNSUPPORTED : (memmove((void*)to, (void*)from, n), SUCCESS);
 }
 Result cuPointerGetAttribute(void*, int, uint64_t) { return INVALID; }
 Result cuGetErrorString(int, const char** s) { return *s = "emulated error", SUCCESS; }
@@ -318,7 +404,8 @@ Result cuModuleLoadData(void** module, const void* image) {
 Result cuModuleUnload(void*) { return SUCCESS; }
 Result cuModuleGetFunction(void** function, void* module, const char* name) {
     void* run = dlsym(module, (std::string("emulator_run_") + name).c_str());
-    *function = run ? new Kernel{(void (*)(void*))run, name} : nullptr;
+    auto size = (unsigned (*)())dlsym(module, (std::string("emulator_size_") + name).c_str());
+    *function = run ? new Kernel{(void (*)(void*))run, name, size()} : nullptr;
     return run ? SUCCESS : NOT_FOUND;
 }
 Result cuFuncSetAttribute(void* function, int attribute, int value) {
@@ -332,28 +419,54 @@ Result cuFuncSetAttribute(void* function, int attribute, int value) {
     return SUCCESS;
 }
 Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                      unsigned shared, void*, void** arguments, void**) {
+                      unsigned shared, void* stream, void** arguments, void**) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    kernel = (Kernel*)function;
+    Kernel* k = (Kernel*)function;
     bool fits = bx <= MAX_THREADS && by == 1 && bz == 1 && gy <= 65535 && gz <= 65535;
-    if (!fits || !bx || !gx || !gy || !gz || shared > kernel->max_shared) {
+    if (!fits || !bx || !gx || !gy || !gz || shared > k->max_shared) {
         return INVALID;
     }
-    static char* end = (char*)map((1 << 20) + PAGE) + (1 << 20);
-    mprotect(end, PAGE, PROT_NONE);
-    shared = (shared + 127) / 128 * 128;
-    emulator_shared = end - shared;
-    params = arguments[0];
-    gridDim = {gx, gy, gz};
-    threads = bx;
-    for (unsigned z = 0; z < gz; ++z) {
-        for (unsigned y = 0; y < gy; ++y) {
-            for (unsigned x = 0; x < gx; ++x) {
-                blockIdx = {reverse ? gx - 1 - x : x, y, z};
-                run_block(shared);
-            }
-        }
+    char* bytes = (char*)arguments[0];
+    Launch launch{k, {gx, gy, gz}, bx, shared, {bytes, bytes + k->param_bytes}};
+    auto graph = recording.find(stream);
+    graph == recording.end() ? run_grid(launch) : graph->second->push_back(launch);
+    return SUCCESS;
+}
+
+// EMULATOR_GRAPHS=1 says what is recorded and replayed.
+Result cuStreamBeginCapture_v2(void* stream, int) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    bool new_one = recording.emplace(stream, nullptr).second;
+    return new_one ? (recording[stream] = new Graph, SUCCESS) : INVALID;
+}
+Result cuStreamEndCapture(void* stream, void** graph) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (!recording.count(stream)) {
+        return INVALID;
+    }
+    *graph = recording[stream];
+    recording.erase(stream);
+    return SUCCESS;
+}
+Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+    if (getenv("EMULATOR_GRAPHS")) {
+        fprintf(stderr, "emulator: recorded %zu launches\n", ((Graph*)graph)->size());
+    }
+    return *executable = new Graph(*(Graph*)graph), SUCCESS;
+}
+Result cuGraphLaunch(void* executable, void* stream) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (getenv("EMULATOR_GRAPHS")) {
+        fprintf(stderr, "emulator: replays %zu launches\n", ((Graph*)executable)->size());
+    }
+    if (recording.count(stream)) {
+        return UNSUPPORTED;
+    }
+    for (auto& launch : *(Graph*)executable) {
+        run_grid(launch);
     }
     return SUCCESS;
 }
+Result cuGraphExecDestroy(void* executable) { return delete (Graph*)executable, SUCCESS; }
+Result cuGraphDestroy(void* graph) { return delete (Graph*)graph, SUCCESS; }
 }

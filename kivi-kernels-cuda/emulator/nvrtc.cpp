@@ -32,6 +32,7 @@ std::string entries(const std::string& source) {
     for (std::sregex_iterator at(source.begin(), source.end(), kernel), end; at != end; ++at) {
         std::string name = (*at)[1], type = (*at)[2];
         text += "extern \"C\" void emulator_run_" + name + "(void* p) { " + name + "(*(" + type + "*)p); }\n";
+        text += "extern \"C\" unsigned emulator_size_" + name + "() { return sizeof(" + type + "); }\n";
     }
     return text;
 }

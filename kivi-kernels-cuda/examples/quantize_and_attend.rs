@@ -46,7 +46,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut cache = KvLayer::from_buffers((layout, N_KV_HEADS), (pages.len(), 1), pool, rings, sinks)?;
 
     // The prompt goes into the cache.
-    let capacity = BatchCapacity { max_seqs: 1, max_tokens: PROMPT, max_pages: vec![pages.len()] };
+    let max_pages = vec![pages.len()];
+    let capacity =
+        BatchCapacity { max_seqs: 1, max_tokens: PROMPT, n_pages: max_pages.clone(), max_pages, n_slots: 1 };
     let mut batch = Batch::new(&cuda, capacity, &[config])?;
     plan(&cuda, &mut batch, (0, PROMPT), &pages)?;
     let (k_new, v_new) = (k_rows.slice(..PROMPT * COLS), v_rows.slice(..PROMPT * COLS));

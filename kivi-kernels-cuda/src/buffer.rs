@@ -154,7 +154,7 @@ impl<T: Element> CudaBuffer<T> {
     }
 
     /// Fails unless there are `count` elements from `offset` on.
-    fn check(&self, offset: usize, count: usize) -> Result<(), CudaError> {
+    pub(crate) fn check(&self, offset: usize, count: usize) -> Result<(), CudaError> {
         let end = offset.checked_add(count).filter(|&end| end <= self.len);
         end.map(|_| ()).ok_or(CudaError::Range { offset, count, len: self.len })
     }

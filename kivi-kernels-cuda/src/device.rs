@@ -1,22 +1,26 @@
 //! A CUDA device as a backend.
 
 use core::marker::PhantomData;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use kivi_kernels::{Backend, Element, Memory, Spec, ops as op};
+use kivi_kernels::{Backend, Element, Memory, Patch, Spec, StepError, StepKey, ops as op};
 
 use crate::blas::Blas;
 use crate::buffer::CudaBuffer;
+use crate::graph::Recordings;
 use crate::jit::{Jit, Limits};
-use crate::ops::Scratch;
+use crate::landing::{Landing, Later};
+use crate::ops::{Parcel, Scratch};
 use crate::staging::{self, Staging};
 use crate::{Act, CudaError, ops, probe};
 
 /// One stream of one CUDA device, with activations of type `A`.
 ///
-/// With `KIVI_SYNC=1` in the environment every op waits until it is done, so that a fault carries the name of its kernel.
+/// Decode steps that come again are launched as one CUDA graph ([`Recordings`]), unless `KIVI_GRAPHS=0` is in the environment,
+/// or the stream is the default one, which cannot be recorded. With `KIVI_SYNC=1` every op waits until it is done, so that a
+/// fault carries the name of its kernel, and nothing is recorded.
 pub struct Cuda<A> {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) stream: Arc<CudaStream>,
@@ -30,6 +34,12 @@ pub struct Cuda<A> {
     pub(crate) gemv_rows: u64,
     /// For large copies to the device; none before the first.
     staging: Mutex<Option<Staging>>,
+    /// For what steps are about; none before the first.
+    parcel: Mutex<Option<Parcel>>,
+    /// For what steps find, those that are free.
+    landings: Mutex<Vec<Landing>>,
+    /// Whether steps are recorded.
+    pub(crate) graphs: bool,
     /// Whether each launch waits.
     pub(crate) sync: bool,
     name: String,
@@ -51,7 +61,8 @@ impl<A: Act> Cuda<A> {
     /// In a stream of the caller's: everything is queued there, in the order of the calls, and ordered against other streams
     /// only by what the caller does. The context stays as it is. Allocates [`crate::raw::scratch_words`] words; after that
     /// ops allocate nothing, except that a kernel's first use loads it ([`Self::prepare`]), the first product loads cuBLASLt with its
-    /// workspace of 32 MiB, and the first copy of 1 MiB to the device takes 32 MiB of pinned memory.
+    /// workspace of 32 MiB, the first copy of 1 MiB to the device takes 32 MiB of pinned memory, and the first planned step
+    /// 128 KiB of it and 64 KiB of the device (more where page tables are long).
     ///
     /// # Errors
     /// [`CudaError::NoToolkit`], [`CudaError::Foreign`] for cudarc's stream "per thread", or a failure of the driver.
@@ -109,6 +120,16 @@ impl<A: Act> Cuda<A> {
         self.blas.get_or_init(load).as_ref()
     }
 
+    /// Where what steps are about is on its way.
+    pub(crate) fn parcel(&self) -> MutexGuard<'_, Option<Parcel>> {
+        self.parcel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where what steps find can go.
+    pub(crate) fn landings(&self) -> MutexGuard<'_, Vec<Landing>> {
+        self.landings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Replaces elements, by way of pinned memory if there are many.
     fn copy<T: Element>(&self, dst: &mut CudaBuffer<T>, offset: usize, src: &[T]) -> Result<(), CudaError> {
         if size_of_val(src) < staging::LARGE {
@@ -137,11 +158,29 @@ impl<A: Act> Cuda<A> {
         let name = context.name().map_err(CudaError::driver("the device's name"))?;
         let jit = Jit::new(&properties.arch, properties.limits, &[A::DEFINE])?;
         let scratch = Scratch::new(scratch, properties.multiprocessors)?;
-        let sync = is_set("KIVI_SYNC");
+        let sync = is("KIVI_SYNC", "1");
+        // The default stream has no number, or 1.
+        let graphs = !sync && !is("KIVI_GRAPHS", "0") && stream.cu_stream() as usize > 1;
         let multiprocessors = properties.multiprocessors;
         let (blas, gemv_rows) = (OnceLock::new(), gemv_rows());
-        let (staging, act) = (Mutex::default(), PhantomData);
-        Ok(Self { context, stream, jit, scratch, multiprocessors, blas, gemv_rows, staging, sync, name, act })
+        let (staging, parcel, landings, act) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), PhantomData);
+        Ok(Self {
+            context,
+            stream,
+            jit,
+            scratch,
+            multiprocessors,
+            blas,
+            gemv_rows,
+            staging,
+            parcel,
+            landings,
+            graphs,
+            sync,
+            name,
+            act,
+        })
     }
 }
 
@@ -165,9 +204,9 @@ fn gemv_rows() -> u64 {
     asked.unwrap_or(4)
 }
 
-/// Whether a variable of the environment is 1.
-fn is_set(name: &str) -> bool {
-    std::env::var_os(name).is_some_and(|value| value == "1")
+/// Whether a variable of the environment has this value.
+fn is(name: &str, value: &str) -> bool {
+    std::env::var_os(name).is_some_and(|found| found == value)
 }
 
 /// What kernels and launches depend on.
@@ -207,6 +246,8 @@ impl<A: Act> Backend for Cuda<A> {
     type Act = A;
     type Buffer<T: Element> = CudaBuffer<T>;
     type Error = CudaError;
+    type Recordings = Recordings;
+    type Later = Later;
 
     fn name(&self) -> &str {
         &self.name
@@ -248,9 +289,35 @@ impl<A: Act> Backend for Cuda<A> {
         memory.map(|(free, total)| Some(Memory { free, total }))
     }
 
+    fn patch(&self, patches: Vec<Patch<'_, Self>>) -> Result<(), CudaError> {
+        ops::patch(self, patches)
+    }
+
+    fn read_later(&self, src: &CudaBuffer<u32>, len: usize) -> Result<Later, CudaError> {
+        self.send_back(src, len)
+    }
+
+    fn wait(&self, later: Later) -> Result<Vec<u32>, CudaError> {
+        self.arrival(later)
+    }
+
+    fn runs_behind(&self) -> bool {
+        !self.sync
+    }
+
+    fn record(
+        &self,
+        recordings: &mut Recordings,
+        key: StepKey,
+        step: impl FnOnce(&Self) -> Result<(), StepError<CudaError>>,
+    ) -> Result<(), StepError<CudaError>> {
+        self.run_step(recordings, key, || step(self))
+    }
+
     run! {
         embed Embed;
         rms_norm RmsNorm;
+        add_rms_norm AddRmsNorm;
         layer_norm LayerNorm;
         linear Linear;
         rope Rope;

@@ -1,6 +1,6 @@
 //! Measuring: queued ops timed on the device, memory filled and read. For benches; no op of the backend uses it.
 
-use cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::sys::{CUdevice_attribute, CUevent_flags};
 use cudarc::driver::{CudaEvent, CudaGraph};
 
 use crate::device::Cuda;
@@ -45,26 +45,11 @@ impl<A: Act> Cuda<A> {
         mut queue: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<Vec<f64>, E> {
         let graphs: Vec<CudaGraph> =
-            (0..graphs).filter_map(|i| self.record(|| queue(i)).transpose()).collect::<Result<_, E>>()?;
+            (0..graphs).filter_map(|i| self.capture(|| queue(i)).transpose()).collect::<Result<_, E>>()?;
         if graphs.is_empty() {
             return Ok(vec![0.0; samples]);
         }
         Ok(self.replay(&graphs, samples)?)
-    }
-
-    /// What `queue` queues; nothing if that is nothing.
-    fn record<E: From<CudaError>>(
-        &self,
-        queue: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Option<CudaGraph>, E> {
-        // A kernel that has not run yet may be loaded in between, which other modes forbid.
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        self.stream.begin_capture(mode).map_err(CudaError::driver("recording ops"))?;
-        let queued = queue();
-        // Also after an error: until it ends, the stream runs nothing.
-        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
-        queued?;
-        Ok(graph.map_err(CudaError::driver("recording ops"))?)
     }
 
     fn replay(&self, graphs: &[CudaGraph], samples: usize) -> Result<Vec<f64>, CudaError> {

@@ -52,7 +52,9 @@ fn cache(stream: &Arc<CudaStream>, cuda: &B) -> KvLayer<B> {
 /// A batch whose step is `new` tokens after `len`.
 fn batch(cuda: &B, len: usize, new: usize) -> Batch<B> {
     let config = *layout().config();
-    let capacity = BatchCapacity { max_seqs: 1, max_tokens: LEN, max_pages: vec![2] };
+    let max_pages = vec![2];
+    let capacity =
+        BatchCapacity { max_seqs: 1, max_tokens: LEN, n_pages: max_pages.clone(), max_pages, n_slots: 1 };
     let mut batch = Batch::new(cuda, capacity, &[config]).unwrap();
     let (packed, packed_next) = (config.packed(len), config.packed(len + new));
     let groups = vec![GroupStep { slot: 0, pages: &[1, 0], packed, packed_next }];

@@ -33,7 +33,13 @@ impl World {
         let n_pages = config.pages(LEN + 128) + 1;
         let layout = PageLayout::new(config, HEAD_DIM).expect("a layout");
         let layer = KvLayer::new(&cpu, layout, KV_HEADS, n_pages, 1).expect("a cache");
-        let capacity = BatchCapacity { max_seqs: 1, max_tokens: LEN, max_pages: vec![n_pages] };
+        let capacity = BatchCapacity {
+            max_seqs: 1,
+            max_tokens: LEN,
+            max_pages: vec![n_pages],
+            n_pages: vec![n_pages],
+            n_slots: 1,
+        };
         let batch = Batch::new(&cpu, capacity, &[config]).expect("a batch");
         let mut world = Self { cpu, layer, batch, pages: (0..n_pages as u32).collect(), config };
         world.plan(0, LEN);

@@ -33,7 +33,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let n_pages = config.pages(ALL);
     let table: Vec<u32> = (0..n_pages as u32).collect();
     let mut cache = KvLayer::new(&cpu, layout, 1, n_pages, 1)?;
-    let capacity = BatchCapacity { max_seqs: 1, max_tokens: LEN, max_pages: vec![n_pages] };
+    let max_pages = vec![n_pages];
+    let capacity =
+        BatchCapacity { max_seqs: 1, max_tokens: LEN, n_pages: max_pages.clone(), max_pages, n_slots: 1 };
     let mut batch = Batch::new(&cpu, capacity, &[config])?;
     let (k, v, q) = (cpu.upload(&keys)?, cpu.upload(&values)?, cpu.upload(&query)?);
     plan(&cpu, &mut batch, &config, (0, LEN), &table)?;

@@ -166,6 +166,8 @@ impl<A: Accum> Backend for Cpu<A> {
     type Act = A;
     type Buffer<T: Element> = CpuBuffer<T>;
     type Error = CpuError;
+    type Recordings = ();
+    type Later = Vec<u32>;
 
     fn name(&self) -> &str {
         match (self.mode, A::DTYPE) {
@@ -206,6 +208,14 @@ impl<A: Accum> Backend for Cpu<A> {
 
     fn synchronize(&self) -> Result<(), CpuError> {
         Ok(())
+    }
+
+    fn read_later(&self, src: &CpuBuffer<u32>, len: usize) -> Result<Vec<u32>, CpuError> {
+        Ok(src.0[range(0, len, src.0.len())?].to_vec())
+    }
+
+    fn wait(&self, later: Vec<u32>) -> Result<Vec<u32>, CpuError> {
+        Ok(later)
     }
 
     run! {

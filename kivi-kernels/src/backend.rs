@@ -22,15 +22,40 @@ pub struct Memory {
     pub total: usize,
 }
 
-/// What makes two steps the same graph: equal keys launch the same kernels over the same buffers.
+/// What makes two steps of one batch the same graph: equal keys launch the same kernels over the same buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StepKey {
     /// Sequences of the batch.
     pub n_seqs: usize,
     /// Rows of the batch.
     pub n_tokens: usize,
-    /// Whether every sequence has exactly one row: a decode step.
-    pub decode: bool,
+    /// Most rows of a sequence; 1 is a decode step.
+    pub max_new: usize,
+    /// What the step does besides, as its caller numbers it.
+    pub variant: u32,
+}
+
+impl StepKey {
+    /// Whether every sequence has exactly one row.
+    pub fn is_decode(&self) -> bool {
+        self.max_new == 1
+    }
+}
+
+/// New words for parts of a buffer.
+pub struct Patch<'a, B: Backend> {
+    /// The buffer.
+    pub dst: &'a mut B::Buffer<u32>,
+    /// Where, and what; parts do not overlap.
+    pub parts: Vec<(usize, Words<'a, B>)>,
+}
+
+/// Where the words of a [`Patch`] come from.
+pub enum Words<'a, B: Backend> {
+    /// The host.
+    Host(Vec<u32>),
+    /// One element of what [`ops::Argmax`] wrote. `u32::MAX`, which is no token, becomes 0.
+    Chosen(&'a B::Buffer<u32>, usize),
 }
 
 /// A device that runs transformer inference with a KIVI cache. See the crate's contract.
@@ -41,6 +66,11 @@ pub trait Backend: Sized {
     type Buffer<T: Element>: Buffer<T>;
     /// What can go wrong.
     type Error: KernelError;
+    /// What [`Self::record`] keeps: graphs, command buffers; empty when it begins. It belongs to who owns the buffers of the
+    /// steps, and goes with them.
+    type Recordings: Default;
+    /// A copy to the host that is on its way; see [`Self::read_later`].
+    type Later;
 
     /// Name of the device, for people.
     fn name(&self) -> &str;
@@ -108,19 +138,60 @@ pub trait Backend: Sized {
         Ok(None)
     }
 
-    /// Runs `step`. A backend with graphs or command buffers may record it at the first call with `key` and
-    /// replay it at later ones, without calling it: the step must launch the same ops over the same buffers for
-    /// equal keys, and take everything else from device memory. It calls ops alone: no memory is allocated,
-    /// written or read in it.
+    /// Replaces elements of several buffers: as little work for queue and bus as the backend can make of it.
+    ///
+    /// # Errors
+    /// A range outside its buffer, or a fault of an earlier op.
+    fn patch(&self, patches: Vec<Patch<'_, Self>>) -> Result<(), Self::Error> {
+        for Patch { dst, parts } in patches {
+            for (offset, words) in parts {
+                match words {
+                    Words::Host(words) => self.write(dst, offset, &words)?,
+                    Words::Chosen(src, place) => {
+                        let mut word = [0];
+                        self.read(src, place, &mut word)?;
+                        let [word] = word.map(|word| if word == u32::MAX { 0 } else { word });
+                        self.write(dst, offset, &[word])?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a copy of the first `len` elements of `src` to the host, as they are when the queue gets there.
+    ///
+    /// # Errors
+    /// A range outside the buffer, or a fault of an earlier op.
+    fn read_later(&self, src: &Self::Buffer<u32>, len: usize) -> Result<Self::Later, Self::Error>;
+
+    /// What [`Self::read_later`] copied; waits for what was queued before it, and for nothing else.
+    ///
+    /// # Errors
+    /// A fault of an earlier op.
+    fn wait(&self, later: Self::Later) -> Result<Vec<u32>, Self::Error>;
+
+    /// Whether ops are queued and run while the host goes on, so that the next step is best queued before the results of the last
+    /// one are read.
+    fn runs_behind(&self) -> bool {
+        false
+    }
+
+    /// Runs `step`. A backend with graphs or command buffers may record it at a call with `key` and replay it at later ones with
+    /// the same `recordings`, without calling it: the step must then launch the same ops over the same buffers for equal keys, and
+    /// take everything else from device memory. `recordings` is for the steps of one owner of buffers, and is of no use once one
+    /// of these is gone. The step calls ops alone: no memory is allocated, written or read in it. What it checks of a planned
+    /// batch, the plan was checked for already.
     ///
     /// # Errors
     /// Those of `step`.
     fn record(
         &self,
+        recordings: &mut Self::Recordings,
         key: StepKey,
         step: impl FnOnce(&Self) -> Result<(), StepError<Self::Error>>,
     ) -> Result<(), StepError<Self::Error>> {
-        let _ = key;
+        let _ = (recordings, key);
         step(self)
     }
 
@@ -135,6 +206,15 @@ pub trait Backend: Sized {
     /// # Errors
     /// A failure of the device.
     fn rms_norm(&self, op: ops::RmsNorm<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::AddRmsNorm`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn add_rms_norm(&self, mut op: ops::AddRmsNorm<'_, Self>) -> Result<(), Self::Error> {
+        self.add(op.add())?;
+        self.rms_norm(op.norm())
+    }
 
     /// See [`ops::LayerNorm`].
     ///

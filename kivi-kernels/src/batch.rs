@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use kivi_quant::{KiviConfig, Packed};
 
-use crate::{Backend, StepError, StepKey};
+use crate::{Backend, Patch, StepError, StepKey, Words};
 
 /// Fixed sizes of a [`Batch`]'s device arrays.
 #[derive(Clone, Debug)]
@@ -15,6 +15,10 @@ pub struct BatchCapacity {
     pub max_tokens: usize,
     /// Pages of a sequence, for each cache group.
     pub max_pages: Vec<usize>,
+    /// Pages of the pools of each cache group: page tables have numbers below.
+    pub n_pages: Vec<usize>,
+    /// Rings: slots have numbers below.
+    pub n_slots: usize,
 }
 
 /// One sequence's part in a step.
@@ -83,10 +87,10 @@ pub struct GroupArrays<B: Backend> {
     pub max_pages: usize,
     /// The group's settings.
     pub config: KiviConfig,
-    /// One more than the largest page of the planned step.
-    pub(crate) pages_end: usize,
-    /// One more than the largest slot of the planned step.
-    pub(crate) slots_end: usize,
+    /// Page tables have numbers below.
+    pub(crate) n_pages: usize,
+    /// The host's copy of `page_table`: what need not be written again. Empty where that is not known.
+    tables: Vec<Vec<u32>>,
 }
 
 /// Device arrays of a step, with fixed capacity, and what the host knows of it.
@@ -112,6 +116,8 @@ pub struct Batch<B: Backend> {
     pub len: B::Buffer<u32>,
     /// 1 where the sequence takes part, else 0.
     pub active: B::Buffer<u32>,
+    /// Room for the token that is chosen for each sequence, from which [`Self::plan_ahead`] takes those of the next step.
+    pub chosen: B::Buffer<u32>,
     /// One entry a cache group.
     pub groups: Vec<GroupArrays<B>>,
 }
@@ -123,7 +129,8 @@ impl<B: Backend> Batch<B> {
     /// Those of [`Backend::zeros`].
     pub fn new(backend: &B, capacity: BatchCapacity, configs: &[KiviConfig]) -> Result<Self, B::Error> {
         let (seqs, tokens) = (capacity.max_seqs, capacity.max_tokens);
-        let groups = configs.iter().zip(&capacity.max_pages).map(|(&config, &max_pages)| {
+        let pages = capacity.max_pages.iter().zip(&capacity.n_pages);
+        let groups = configs.iter().zip(pages).map(|(&config, (&max_pages, &n_pages))| {
             Ok(GroupArrays {
                 k_packed: backend.zeros(seqs)?,
                 v_packed: backend.zeros(seqs)?,
@@ -133,8 +140,8 @@ impl<B: Backend> Batch<B> {
                 page_table: backend.zeros(seqs.saturating_mul(max_pages))?,
                 max_pages,
                 config,
-                pages_end: 0,
-                slots_end: 0,
+                n_pages,
+                tables: Vec::new(),
             })
         });
         Ok(Self {
@@ -151,6 +158,7 @@ impl<B: Backend> Batch<B> {
             last_row: backend.zeros(seqs)?,
             len: backend.zeros(seqs)?,
             active: backend.zeros(seqs)?,
+            chosen: backend.zeros(seqs)?,
             groups: groups.collect::<Result<_, B::Error>>()?,
             capacity,
         })
@@ -191,47 +199,78 @@ impl<B: Backend> Batch<B> {
         &self.capacity
     }
 
-    /// The key under which the planned step may be recorded.
-    pub fn key(&self) -> StepKey {
-        StepKey { n_seqs: self.n_seqs, n_tokens: self.n_tokens, decode: self.max_new == 1 }
+    /// The key under which the planned step may be recorded, in this `variant`.
+    pub fn key(&self, variant: u32) -> StepKey {
+        StepKey { n_seqs: self.n_seqs, n_tokens: self.n_tokens, max_new: self.max_new, variant }
     }
 
-    /// Checks `plan` and writes it to the device.
+    /// Checks `plan` and writes it to the device, in one [`Backend::patch`].
     ///
     /// # Errors
     /// [`StepError::Plan`] (nothing is written then), or a failure of the device.
     pub fn plan(&mut self, backend: &B, plan: &StepPlan<'_>) -> Result<(), StepError<B::Error>> {
-        self.check(plan)?;
+        self.plan_ahead(backend, plan, &[])
+    }
+
+    /// [`Self::plan`], before the host knows all tokens: where `from` has a row for a sequence, its first token is the one that
+    /// [`Self::chosen`] has there, whatever the plan says; it was chosen by the step before.
+    ///
+    /// # Errors
+    /// As for [`Self::plan`].
+    pub fn plan_ahead(
+        &mut self,
+        backend: &B,
+        plan: &StepPlan<'_>,
+        from: &[Option<usize>],
+    ) -> Result<(), StepError<B::Error>> {
+        self.check(plan, from)?;
         self.mirror(plan);
+        let changes: Vec<_> =
+            self.groups.iter_mut().enumerate().map(|(g, arrays)| arrays.changes(plan, g)).collect();
+        let written = backend.patch(self.patches(plan, from, changes));
+        if written.is_err() {
+            self.groups.iter_mut().for_each(|arrays| arrays.tables.clear());
+        }
+        Ok(written?)
+    }
+
+    /// All that the device is to know of a step; `changes` are those of the page tables.
+    fn patches<'a>(
+        &'a mut self,
+        plan: &StepPlan<'_>,
+        from: &[Option<usize>],
+        changes: Vec<Changes>,
+    ) -> Vec<Patch<'a, B>> {
         let rows = || {
             plan.seqs.iter().enumerate().flat_map(|(s, seq)| (0..seq.tokens.len()).map(move |i| (s, seq, i)))
         };
-        let of_rows = |f: &dyn Fn(usize, &SeqStep<'_>, usize) -> usize| -> Vec<u32> {
-            rows().map(|(s, seq, i)| f(s, seq, i) as u32).collect()
-        };
-        backend.write(&mut self.tokens, 0, &of_rows(&|_, seq, i| seq.tokens[i] as usize))?;
-        backend.write(&mut self.positions, 0, &of_rows(&|_, seq, i| seq.len + i))?;
-        backend.write(&mut self.seq_of_row, 0, &of_rows(&|s, _, _| s))?;
-        let starts: Vec<u32> = self.row_starts.iter().map(|&x| x as u32).collect();
-        let last: Vec<u32> = self.row_starts[1..].iter().map(|&x| x as u32 - 1).collect();
-        backend.write(&mut self.row_start, 0, &starts)?;
-        backend.write(&mut self.last_row, 0, &last)?;
         let of_seqs = |f: &dyn Fn(&SeqStep<'_>) -> usize| -> Vec<u32> {
             plan.seqs.iter().map(|seq| f(seq) as u32).collect()
         };
-        backend.write(&mut self.len, 0, &of_seqs(&|seq| seq.len))?;
-        backend.write(&mut self.active, 0, &of_seqs(&|seq| usize::from(seq.active)))?;
-        for (g, arrays) in self.groups.iter_mut().enumerate() {
-            backend.write(&mut arrays.k_packed, 0, &of_seqs(&|seq| seq.groups[g].packed.k))?;
-            backend.write(&mut arrays.v_packed, 0, &of_seqs(&|seq| seq.groups[g].packed.v))?;
-            backend.write(&mut arrays.k_packed_next, 0, &of_seqs(&|seq| seq.groups[g].packed_next.k))?;
-            backend.write(&mut arrays.v_packed_next, 0, &of_seqs(&|seq| seq.groups[g].packed_next.v))?;
-            backend.write(&mut arrays.slots, 0, &of_seqs(&|seq| seq.groups[g].slot))?;
-            for (s, seq) in plan.seqs.iter().enumerate() {
-                backend.write(&mut arrays.page_table, s * arrays.max_pages, seq.groups[g].pages)?;
-            }
+        let starts = self.row_starts.iter().map(|&x| x as u32).collect();
+        let last = self.row_starts[1..].iter().map(|&x| x as u32 - 1).collect();
+        let tokens = token_parts(plan, (&self.row_starts, from), &self.chosen);
+        let mut patches = vec![
+            Patch { dst: &mut self.tokens, parts: tokens },
+            Patch::whole(&mut self.positions, rows().map(|(_, seq, i)| (seq.len + i) as u32).collect()),
+            Patch::whole(&mut self.seq_of_row, rows().map(|(s, ..)| s as u32).collect()),
+            Patch::whole(&mut self.row_start, starts),
+            Patch::whole(&mut self.last_row, last),
+            Patch::whole(&mut self.len, of_seqs(&|seq| seq.len)),
+            Patch::whole(&mut self.active, of_seqs(&|seq| usize::from(seq.active))),
+        ];
+        for (g, (arrays, changes)) in self.groups.iter_mut().zip(changes).enumerate() {
+            let parts = changes.into_iter().map(|(at, pages)| (at, Words::Host(pages))).collect();
+            patches.extend([
+                Patch::whole(&mut arrays.k_packed, of_seqs(&|seq| seq.groups[g].packed.k)),
+                Patch::whole(&mut arrays.v_packed, of_seqs(&|seq| seq.groups[g].packed.v)),
+                Patch::whole(&mut arrays.k_packed_next, of_seqs(&|seq| seq.groups[g].packed_next.k)),
+                Patch::whole(&mut arrays.v_packed_next, of_seqs(&|seq| seq.groups[g].packed_next.v)),
+                Patch::whole(&mut arrays.slots, of_seqs(&|seq| seq.groups[g].slot)),
+                Patch { dst: &mut arrays.page_table, parts },
+            ]);
         }
-        Ok(())
+        patches
     }
 
     fn mirror(&mut self, plan: &StepPlan<'_>) {
@@ -246,15 +285,9 @@ impl<B: Backend> Batch<B> {
         self.n_tokens = rows;
         self.max_new = plan.seqs.iter().map(|seq| seq.tokens.len()).max().unwrap_or(0);
         self.max_len = self.lens.iter().copied().max().unwrap_or(0);
-        for (g, arrays) in self.groups.iter_mut().enumerate() {
-            let of_group = || plan.seqs.iter().map(|seq| &seq.groups[g]);
-            arrays.slots_end = of_group().map(|group| group.slot + 1).max().unwrap_or(0);
-            arrays.pages_end =
-                of_group().flat_map(|group| group.pages).max().map_or(0, |&page| page as usize + 1);
-        }
     }
 
-    fn check(&self, plan: &StepPlan<'_>) -> Result<(), PlanError> {
+    fn check(&self, plan: &StepPlan<'_>, from: &[Option<usize>]) -> Result<(), PlanError> {
         let mut rows = 0;
         let mut slots = HashSet::new();
         for (s, seq) in plan.seqs.iter().enumerate() {
@@ -276,8 +309,14 @@ impl<B: Backend> Batch<B> {
             if seq.groups.len() != self.groups.len() {
                 return fail("the cache", format!("{} groups", self.groups.len()), seq.groups.len());
             }
+            if let Some(row) = from.get(s).copied().flatten().filter(|&row| row >= self.capacity.max_seqs) {
+                return fail("its token's row", format!("one below {}", self.capacity.max_seqs), row);
+            }
             for (g, (arrays, group)) in self.groups.iter().zip(&seq.groups).enumerate() {
-                check_group(s, seq, arrays.max_pages, &arrays.config, group)?;
+                check_group(s, seq, (arrays.max_pages, arrays.n_pages), &arrays.config, group)?;
+                if group.slot >= self.capacity.n_slots {
+                    return fail("the slot", format!("one below {}", self.capacity.n_slots), group.slot);
+                }
                 if seq.active && !slots.insert((g, group.slot)) {
                     return fail("the slot", "one that no other active sequence has".into(), group.slot);
                 }
@@ -290,7 +329,7 @@ impl<B: Backend> Batch<B> {
 fn check_group(
     s: usize,
     seq: &SeqStep<'_>,
-    max_pages: usize,
+    (max_pages, n_pages): (usize, usize),
     config: &KiviConfig,
     group: &GroupStep<'_>,
 ) -> Result<(), PlanError> {
@@ -317,5 +356,55 @@ fn check_group(
     if group.pages.len() < pages || group.pages.len() > max_pages {
         return fail("the page table", format!("{pages} to {max_pages} pages"), group.pages.len());
     }
-    Ok(())
+    let unknown = group.pages.iter().find(|&&page| page as usize >= n_pages);
+    unknown.map_or(Ok(()), |&page| fail("the page table", format!("pages below {n_pages}"), page as usize))
+}
+
+/// The tokens of each row: runs of those that the host knows, and between them those that the device chose.
+fn token_parts<'a, B: Backend>(
+    plan: &StepPlan<'_>,
+    (row_starts, from): (&[usize], &[Option<usize>]),
+    chosen: &'a B::Buffer<u32>,
+) -> Vec<(usize, Words<'a, B>)> {
+    let mut parts = Vec::new();
+    let mut known = (0, Vec::new());
+    for (s, (seq, &row)) in plan.seqs.iter().zip(row_starts).enumerate() {
+        let place = from.get(s).copied().flatten();
+        if let Some(place) = place {
+            parts.push((row, Words::Chosen(chosen, place)));
+            let (at, words) = std::mem::replace(&mut known, (row + 1, Vec::new()));
+            parts.push((at, Words::Host(words)));
+        }
+        known.1.extend(&seq.tokens[usize::from(place.is_some())..]);
+    }
+    parts.push((known.0, Words::Host(known.1)));
+    parts
+}
+
+/// Places in a buffer, and what is new there.
+type Changes = Vec<(usize, Vec<u32>)>;
+
+impl<B: Backend> GroupArrays<B> {
+    /// What the device's page tables lack, group `g` of `plan`; from here on the mirror has it.
+    fn changes(&mut self, plan: &StepPlan<'_>, g: usize) -> Changes {
+        let mut changes = Vec::new();
+        self.tables.resize(self.tables.len().max(plan.seqs.len()), Vec::new());
+        for (s, (seq, table)) in plan.seqs.iter().zip(&mut self.tables).enumerate() {
+            let pages = seq.groups[g].pages;
+            let same = table.iter().zip(pages).take_while(|(x, y)| x == y).count();
+            if same < pages.len() {
+                table.truncate(same);
+                table.extend(&pages[same..]);
+                changes.push((s * self.max_pages + same, pages[same..].to_vec()));
+            }
+        }
+        changes
+    }
+}
+
+impl<'a, B: Backend> Patch<'a, B> {
+    /// From the first element on.
+    fn whole(dst: &'a mut B::Buffer<u32>, words: Vec<u32>) -> Self {
+        Self { dst, parts: vec![(0, Words::Host(words))] }
+    }
 }

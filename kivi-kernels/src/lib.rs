@@ -23,7 +23,7 @@ pub mod ops;
 mod spec;
 mod view;
 
-pub use backend::{Backend, Buffer, Memory, StepKey};
+pub use backend::{Backend, Buffer, Memory, Patch, StepKey, Words};
 pub use batch::{Batch, BatchCapacity, GroupArrays, GroupStep, PlanError, SeqStep, StepPlan};
 pub use cache::KvLayer;
 pub use element::{DType, Element};

@@ -140,6 +140,16 @@ impl<'a, B: Backend, T: Element> RowsMut<'a, B, T> {
         Ok(Self { extent: self.extent.columns(range)?, ..self })
     }
 
+    /// The same rows, for as long as this view is not used.
+    pub fn reborrow(&mut self) -> RowsMut<'_, B, T> {
+        RowsMut { buffer: self.buffer, extent: self.extent }
+    }
+
+    /// The same rows, to be read.
+    pub fn as_rows(&self) -> Rows<'_, B, T> {
+        Rows { buffer: self.buffer, extent: self.extent }
+    }
+
     /// The buffer that the rows lie in.
     pub fn buffer(&mut self) -> &mut B::Buffer<T> {
         self.buffer

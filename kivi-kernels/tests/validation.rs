@@ -132,7 +132,8 @@ fn cache_and_batch() -> (B, KvLayer<B>, Batch<B>) {
     let config = KiviConfig::new(Bits::B2, Bits::B2, GroupSize::G32, 64).expect("valid");
     let layout = PageLayout::new(config, 16).expect("valid");
     let cache = KvLayer::new(&backend, layout, 2, 3, 2).expect("memory");
-    let capacity = BatchCapacity { max_seqs: 2, max_tokens: 300, max_pages: vec![3] };
+    let capacity =
+        BatchCapacity { max_seqs: 2, max_tokens: 300, max_pages: vec![3], n_pages: vec![3], n_slots: 2 };
     let batch = Batch::new(&backend, capacity, &[config]).expect("memory");
     (backend, cache, batch)
 }
@@ -199,10 +200,17 @@ fn plans_are_checked_before_anything_is_written() {
         plan(one(1, 64, &[], [64, 0, 64, 1])),
         "step: sequence 0: the page table needs 1 to 3 pages, got 0"
     );
+    assert_eq!(
+        plan(one(1, 64, &[2, 3], [64, 0, 64, 1])),
+        "step: sequence 0: the page table needs pages below 3, got 3"
+    );
+    let mut far = one(1, 0, &[0], [0; 4]);
+    far[0].groups[0].slot = 2;
+    assert_eq!(plan(far), "step: sequence 0: the slot needs one below 2, got 2");
     let mut three = one(1, 0, &[0], [0; 4]);
     three.extend(one(1, 0, &[0], [0; 4]));
     three.extend(one(1, 0, &[0], [0; 4]));
-    for (step, slot) in three.iter_mut().zip(0..) {
+    for (step, slot) in three.iter_mut().zip([0, 1, 0]) {
         step.groups[0].slot = slot;
     }
     assert_eq!(plan(three), "step: sequence 2: the batch needs at most 2 sequences, got 3");
@@ -231,7 +239,13 @@ fn impossible_caches_are_refused() {
     let n_pages = usize::MAX / layout.page_words() / 2 + 1;
     assert!(KvLayer::<B>::new(&backend, layout, 2, n_pages, 1).is_err());
     assert!(KvLayer::<B>::new(&backend, layout, 2, 1, usize::MAX / 2).is_err());
-    let capacity = BatchCapacity { max_seqs: 8, max_tokens: 8, max_pages: vec![usize::MAX / 8 + 1] };
+    let capacity = BatchCapacity {
+        max_seqs: 8,
+        max_tokens: 8,
+        max_pages: vec![usize::MAX / 8 + 1],
+        n_pages: vec![1],
+        n_slots: 8,
+    };
     assert!(Batch::<B>::new(&backend, capacity, &[config]).is_err());
 }
 
@@ -254,6 +268,20 @@ fn attention_needs_the_batchs_rows_and_a_cache_that_has_its_pages() {
         refusal(attempt(&[2], 1, 2, 3)),
         "attend: q needs a multiple of 2 KV heads x head_dim 16 columns, got 48"
     );
-    assert_eq!(refusal(attempt(&[3], 1, 2, 4)), "attend: page table needs pages below 3, got 3");
-    assert_eq!(refusal(attempt(&[2], 2, 2, 4)), "attend: slots needs slots below 2, got 2");
+    let config = *cache.layout().config();
+    let mut other = |n_pages: usize, n_slots| {
+        let capacity = BatchCapacity {
+            max_seqs: 2,
+            max_tokens: 300,
+            max_pages: vec![3],
+            n_pages: vec![n_pages],
+            n_slots,
+        };
+        let batch = Batch::new(&backend, capacity, &[config]).expect("memory");
+        let none = Rows::<B, f32>::new(&new, 0, 32)?;
+        ops::Append::new((none, none), &mut cache, (&batch, 0)).map(drop)
+    };
+    assert_eq!(other(3, 2), Ok(()));
+    assert_eq!(refusal(other(4, 2)), "append: batch needs tables of at most 3 pages, got 4");
+    assert_eq!(refusal(other(3, 3)), "append: batch needs at most 2 slots, got 3");
 }

@@ -109,6 +109,11 @@ impl<B: Backend> KvCache<B> {
         (&mut self.layers[index], self.shape.of_layer[index])
     }
 
+    /// Pages of each group.
+    pub(crate) fn n_pages(&self) -> Vec<usize> {
+        self.pools.iter().map(Pool::n_pages).collect()
+    }
+
     /// Settings and window of each layer.
     pub fn layer_settings(&self) -> Vec<(KiviConfig, Option<usize>)> {
         let groups = self.shape.of_layer.iter().map(|&g| &self.shape.groups[g]);
@@ -180,6 +185,18 @@ impl<B: Backend> KvCache<B> {
         seq.len += n_new;
         for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
             pool.leave_window(pages, seq.len);
+        }
+    }
+
+    /// The last `n` tokens of `seq` do not count. Its rings have lost what they replaced, so it cannot go on: for a sequence that
+    /// is to be closed.
+    pub(crate) fn take_back(&mut self, seq: &mut SeqCache, n: usize) {
+        if n == 0 {
+            return;
+        }
+        seq.len -= n;
+        for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
+            pool.shrink(pages, seq.len);
         }
     }
 

@@ -3,17 +3,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use kivi_kernels::{Backend, Batch, BatchCapacity, Element, SeqStep, StepError, StepPlan, ops};
+use kivi_kernels::{Backend, Batch, BatchCapacity, StepError};
 
 use crate::cache::{CacheShape, CacheSizes, KvCache, SeqCache, SequenceState, Snapshot};
 use crate::model::{Model, Workspace};
 use crate::sampler::Sampler;
 
 mod filled;
+mod flight;
 mod kept;
 mod memory;
 mod types;
 
+use flight::Flight;
 use kept::Kept;
 pub use memory::EngineBytes;
 pub use types::{
@@ -32,6 +34,10 @@ struct Sequence {
     snapshots: Vec<Snapshot>,
     /// Tokens that were in the cache when it began.
     reused: usize,
+    /// Tokens that the device chose and the host does not know yet; they come after `tokens`.
+    in_flight: usize,
+    /// The row of the step before in which the newest of them was chosen.
+    row: usize,
 }
 
 /// A request that has no slot yet, with the text that it continues.
@@ -43,7 +49,12 @@ struct Waiting {
 
 impl Sequence {
     fn pending(&self) -> usize {
-        self.tokens.len() - self.cache.len
+        self.len() - self.cache.len
+    }
+
+    /// Tokens that there are, known or not.
+    fn len(&self) -> usize {
+        self.tokens.len() + self.in_flight
     }
 
     fn generated(&self) -> usize {
@@ -61,13 +72,17 @@ type Pick = (usize, usize);
 
 /// Runs requests on a model with a KIVI cache.
 pub struct Engine<'a, B: Backend> {
+    /// Recorded steps; they go before the buffers that they use.
+    recordings: Option<B::Recordings>,
     backend: &'a B,
     model: &'a Model<B>,
     config: EngineConfig,
     cache: KvCache<B>,
     batch: Batch<B>,
     workspace: Workspace<B>,
-    greedy: B::Buffer<u32>,
+    /// The step whose tokens the host does not know yet.
+    flight: Option<Flight<B>>,
+    run_ahead: bool,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
     kept: BTreeMap<SeqId, Kept>,
@@ -99,16 +114,21 @@ impl<'a, B: Backend> Engine<'a, B> {
         let device = EngineError::Device;
         let configs = shape.configs();
         let sizes = CacheSizes { pool_tokens, n_slots: max_seqs, step_tokens: max_batched_tokens };
+        let cache = KvCache::new(backend, shape, sizes).map_err(device)?;
         let capacity = BatchCapacity {
             max_seqs,
             max_tokens: max_batched_tokens,
             max_pages: configs.iter().map(|c| max_context.div_ceil(c.page_tokens())).collect(),
+            n_pages: cache.n_pages(),
+            n_slots: max_seqs,
         };
         Ok(Self {
-            cache: KvCache::new(backend, shape, sizes).map_err(device)?,
+            cache,
+            recordings: Some(B::Recordings::default()),
             batch: Batch::new(backend, capacity, &configs).map_err(device)?,
             workspace: model.workspace(backend, max_batched_tokens, max_seqs).map_err(device)?,
-            greedy: backend.zeros(max_seqs).map_err(device)?,
+            flight: None,
+            run_ahead: backend.runs_behind(),
             backend,
             model,
             config,
@@ -195,29 +215,50 @@ impl<'a, B: Backend> Engine<'a, B> {
         Some(self.release(place, keep))
     }
 
-    /// Runs one step and tells what came of it; nothing to do is no event.
+    /// Whether a step is queued before the tokens of the one before are known, where these are the likeliest ones and nothing
+    /// that is known ends the text. Its events come with the next step then. On for backends that run behind the host, else off.
+    pub fn set_run_ahead(&mut self, on: bool) {
+        self.run_ahead = on;
+    }
+
+    /// Whether steps may be recorded and replayed ([`Backend::record`]), as they are at first.
+    pub fn set_recorded(&mut self, on: bool) {
+        self.recordings = on.then(B::Recordings::default);
+    }
+
+    /// Runs one step and tells what came of it, or of the step before ([`Self::set_run_ahead`]); nothing to do is no event.
     ///
     /// # Errors
     /// A failure of the device: the engine is of no further use.
     pub fn step(&mut self) -> Result<Vec<Event>, StepError<B::Error>> {
+        let mut events = if self.makes_room() { self.land()? } else { Vec::new() };
         self.admit()?;
         let picks = self.pick();
         if picks.is_empty() {
-            return Ok(self
-                .fail_one_without_pages()
-                .or_else(|| self.fail_one_without_room())
-                .into_iter()
-                .collect());
+            events.extend(self.land()?);
+            if events.is_empty() {
+                events.extend(self.fail_one_without_pages().or_else(|| self.fail_one_without_room()));
+            }
+            return Ok(events);
         }
-        self.run(&picks)?;
-        self.collect(&picks)
+        let flight = self.run(&picks)?;
+        events.extend(self.land()?);
+        let stays = self.may_stay(&flight);
+        self.flight = Some(flight);
+        if !stays {
+            events.extend(self.land()?);
+        }
+        Ok(events)
     }
 
     /// Moves waiting requests to running ones while there are slots and pages for their prompts. Those that run
     /// already take their pages first.
     fn admit(&mut self) -> Result<(), B::Error> {
-        for seq in &mut self.running {
-            if !self.cache.reserve(&mut seq.cache, seq.tokens.len()) {
+        for i in 0..self.running.len() {
+            let ends = self.ends(&self.running[i]);
+            let seq = &mut self.running[i];
+            let len = seq.len();
+            if !ends && !self.cache.reserve(&mut seq.cache, len) {
                 return Ok(());
             }
         }
@@ -251,7 +292,9 @@ impl<'a, B: Backend> Engine<'a, B> {
             snapshots.push(self.cache.snapshot(self.backend, &cache)?);
         }
         let (tokens, sampler) = (request.prompt.clone(), Sampler::new(&request.sampling));
-        self.running.push(Sequence { id, request, tokens, sampler, cache, snapshots, reused });
+        let (in_flight, row) = (0, 0);
+        let seq = Sequence { id, request, tokens, sampler, cache, snapshots, reused, in_flight, row };
+        self.running.push(seq);
         Ok(())
     }
 
@@ -261,8 +304,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         let mut budget = self.config.max_batched_tokens;
         let mut picks = Vec::new();
         let decodes = |seq: &Sequence| seq.pending() == 1;
-        let order = (0..self.running.len()).filter(|&i| decodes(&self.running[i]));
-        let prompts = (0..self.running.len()).filter(|&i| !decodes(&self.running[i]));
+        let going = || (0..self.running.len()).filter(|&i| !self.ends(&self.running[i]));
+        let order = going().filter(|&i| decodes(&self.running[i]));
+        let prompts = going().filter(|&i| !decodes(&self.running[i]));
         for i in order.chain(prompts).collect::<Vec<_>>() {
             let seq = &mut self.running[i];
             let n = seq.pending().min(budget);
@@ -291,100 +335,18 @@ impl<'a, B: Backend> Engine<'a, B> {
         Some(Event::Failed { id, error: SequenceError::NoRoom { kept: self.kept.len() } })
     }
 
-    fn run(&mut self, picks: &[Pick]) -> Result<(), StepError<B::Error>> {
-        self.cache.clear_pages(self.backend)?;
-        let seqs = picks.iter().map(|&(i, n)| {
-            let seq = &self.running[i];
-            let (len, groups) = (seq.cache.len, self.cache.plan(&seq.cache, n));
-            SeqStep { tokens: &seq.tokens[len..len + n], len, active: true, groups }
-        });
-        self.batch.plan(self.backend, &StepPlan { seqs: seqs.collect() })?;
-        let lens = picks.iter().map(|&(i, n)| self.running[i].cache.len + n);
-        self.model.write_frequencies(self.backend, &mut self.workspace, lens)?;
-        let (model, workspace, cache) = (self.model, &mut self.workspace, &mut self.cache);
-        let batch = &self.batch;
-        self.backend.record(batch.key(), |backend| {
-            model.forward(backend, workspace, cache, batch, &mut |_, _| Ok(()))
-        })?;
-        for &(i, n) in picks {
-            let seq = &mut self.running[i];
-            self.cache.advance(&mut seq.cache, n);
-            if seq.request.keep && seq.pending() == 0 && seq.generated() == 0 {
-                seq.snapshots.push(self.cache.snapshot(self.backend, &seq.cache)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Chooses the next token of every sequence whose tokens are all in the cache.
-    fn collect(&mut self, picks: &[Pick]) -> Result<Vec<Event>, StepError<B::Error>> {
-        let ready = |i: usize| self.running[i].pending() == 0;
-        let mut greedy = Vec::new();
-        if picks.iter().any(|&(i, _)| ready(i) && self.running[i].is_greedy()) {
-            let vocab_size = self.model.config().vocab_size;
-            let rows = kivi_kernels::Rows::new(&self.workspace.logits, picks.len(), vocab_size)?;
-            self.backend.argmax(ops::Argmax::new(&mut self.greedy, rows)?)?;
-            greedy = vec![0; picks.len()];
-            self.backend.read(&self.greedy, 0, &mut greedy)?;
-        }
-        let mut events = Vec::new();
-        // Places of those that ended, and whether they may be kept.
-        let mut done = Vec::new();
-        for (row, &(i, _)) in picks.iter().enumerate().filter(|(_, (i, _))| ready(*i)).collect::<Vec<_>>() {
-            let chosen = self.choose(row, i, greedy.get(row).copied())?;
-            let id = self.running[i].id;
-            let Some((token, logits)) = chosen else {
-                let place = self.first_not_finite(i)?;
-                done.push((i, false));
-                events.push(Event::Failed { id, error: SequenceError::NotFinite { place } });
-                continue;
-            };
-            self.running[i].tokens.push(token);
-            events.push(Event::Token { id, token, logits });
-            if let Some(reason) = self.finish_reason(i, token) {
-                done.push((i, self.running[i].request.keep));
-                events.push(Event::Finished { id, reason, cache: self.cache_use(i) });
-            }
-        }
-        done.sort_unstable();
-        for (i, keep) in done.into_iter().rev() {
-            self.release(i, keep);
-        }
-        Ok(events)
-    }
-
-    /// The next token of running sequence `i`, whose logits are in `row`; `None` if they are not finite.
-    #[allow(clippy::type_complexity)] // a token and what it was chosen from
-    fn choose(
-        &mut self,
-        row: usize,
-        i: usize,
-        greedy: Option<u32>,
-    ) -> Result<Option<(u32, Option<Vec<f32>>)>, StepError<B::Error>> {
-        let vocab_size = self.model.config().vocab_size;
-        let seq = &mut self.running[i];
-        let forced = seq.request.forced.get(seq.generated()).copied();
-        if seq.is_greedy() {
-            let best = greedy.filter(|&token| (token as usize) < vocab_size);
-            return Ok(best.map(|best| (forced.unwrap_or(best), None)));
-        }
-        let mut values = vec![B::Act::from_f64(0.0); vocab_size];
-        self.backend.read(&self.workspace.logits, row * vocab_size, &mut values)?;
-        let logits: Vec<f32> = values.iter().map(|x| x.to_f64() as f32).collect();
-        if logits.iter().any(|x| !x.is_finite()) {
-            return Ok(None);
-        }
-        let token = forced.unwrap_or_else(|| seq.sampler.sample(&logits, &seq.tokens));
-        Ok(Some((token, seq.request.want_logits.then_some(logits))))
-    }
-
     fn finish_reason(&self, i: usize, token: u32) -> Option<FinishReason> {
         let seq = &self.running[i];
         if seq.request.eos.contains(&token) {
             return Some(FinishReason::Stop);
         }
-        let full = seq.tokens.len() >= self.config.max_context || !self.cache.can_hold(seq.tokens.len());
-        (full || seq.generated() >= seq.request.max_tokens).then_some(FinishReason::Length)
+        self.is_full(seq, seq.tokens.len()).then_some(FinishReason::Length)
+    }
+
+    /// Whether a text ends when it has `len` tokens, whatever they are.
+    fn is_full(&self, seq: &Sequence, len: usize) -> bool {
+        let full = len >= self.config.max_context || !self.cache.can_hold(len);
+        full || len - seq.request.prompt.len() >= seq.request.max_tokens
     }
 
     fn cache_use(&self, i: usize) -> CacheUse {
@@ -398,6 +360,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     fn release(&mut self, i: usize, keep: bool) -> CacheUse {
+        self.take_back(i);
         let used = self.cache_use(i);
         let Sequence { id, tokens, cache, snapshots, .. } = self.running.remove(i);
         self.put_away(id, Some(Kept { tokens, cache, snapshots }), keep);

@@ -232,7 +232,8 @@ impl<B: Backend> Model<B> {
         let mut seq = cache.open().expect("one slot");
         cache.reserve(&mut seq, tokens.len());
         let max_pages = vec![config.pages(tokens.len()); configs.len()];
-        let capacity = BatchCapacity { max_seqs: 1, max_tokens: tokens.len(), max_pages };
+        let (n_pages, n_slots) = (cache.n_pages(), 1);
+        let capacity = BatchCapacity { max_seqs: 1, max_tokens: tokens.len(), max_pages, n_pages, n_slots };
         let mut batch = Batch::new(backend, capacity, &configs)?;
         let groups = cache.plan(&seq, tokens.len());
         batch.plan(backend, &StepPlan { seqs: vec![SeqStep { tokens, len: 0, active: true, groups }] })?;

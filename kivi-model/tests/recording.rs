@@ -59,14 +59,19 @@ fn forward(seqs: usize, rows: usize) -> Vec<String> {
         format!("gather {last} of {h}"),
         format!("rms_norm {last} of {last}"),
         format!("linear [{seqs}, 64] of {last}"),
-        "recorded".into(),
     ]);
     calls
 }
 
-/// How greedy tokens are chosen.
-fn argmax(seqs: usize) -> [String; 2] {
-    [format!("argmax of [{seqs}, 64]"), format!("read {seqs} u32 at 0")]
+/// How a step ends that chooses greedy tokens.
+fn argmax(seqs: usize) -> [String; 4] {
+    let choice = format!("argmax of [{seqs}, 64]");
+    [choice, "recorded".into(), format!("read later {seqs} u32"), format!("wait for {seqs}")]
+}
+
+/// How a step ends that chooses none.
+fn recorded() -> [String; 1] {
+    ["recorded".into()]
 }
 
 #[test]
@@ -134,7 +139,10 @@ fn logits_are_read_only_for_those_that_need_them() {
 
     let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 1)).expect("an engine");
     engine.submit(requests[0].clone()).expect("a good request");
-    assert_eq!(texts(&step(&backend, &mut engine)), [forward(1, 5).as_slice(), &logits[..1]].concat());
+    assert_eq!(
+        texts(&step(&backend, &mut engine)),
+        [forward(1, 5).as_slice(), &recorded(), &logits[..1]].concat()
+    );
 }
 
 /// The steps of a prompt that is cut ask for no token until the last one.
@@ -146,8 +154,8 @@ fn nothing_is_read_in_the_middle_of_a_prompt() {
     sizes.max_batched_tokens = 8;
     let mut engine = Engine::new(&backend, &model, sizes).expect("an engine");
     engine.submit(request(&prompt(20), 2)).expect("a good request");
-    assert_eq!(texts(&step(&backend, &mut engine)), forward(1, 8));
-    assert_eq!(texts(&step(&backend, &mut engine)), forward(1, 8));
+    assert_eq!(texts(&step(&backend, &mut engine)), [forward(1, 8).as_slice(), &recorded()].concat());
+    assert_eq!(texts(&step(&backend, &mut engine)), [forward(1, 8).as_slice(), &recorded()].concat());
     assert_eq!(texts(&step(&backend, &mut engine)), [forward(1, 4).as_slice(), &argmax(1)].concat());
 }
 
@@ -211,7 +219,7 @@ fn an_allocation_that_fails_is_out_of_memory() {
 fn a_failure_of_any_op_fails_the_step() {
     let backend = Recorder::default();
     let model = SMALL.load(&backend);
-    let ops = "record embed rms_norm linear rope attend append activate add gather argmax read";
+    let ops = "record embed rms_norm linear rope attend append activate add gather argmax read wait";
     for op in ops.split(' ') {
         let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 1)).expect("an engine");
         engine.submit(request(&prompt(5), 2)).expect("a good request");

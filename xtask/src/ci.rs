@@ -42,7 +42,7 @@ const STEPS: &[Step] = &[
     Step::new("emulate-kernels", "xtask test-kernels --emulate --random 4"),
     Step::new(
         "emulate-model",
-        "xtask test-model --emulate --positions 12 --ctx-size 16 --batch-size 1 --kv-bits 2",
+        "xtask test-model --emulate --positions 12 --ctx-size 16 --batch-size 1 --kv-bits 2 --replay 6",
     ),
 ];
 

@@ -1,5 +1,7 @@
 //! `cargo xtask test-model`: a whole model on CUDA against the CPU backend, teacher-forced over a text, step by step.
 
+mod replay;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -52,6 +54,9 @@ pub struct Args {
     /// Bits of keys and values
     #[arg(long, value_name = "LIST", default_value = "16,4,2", value_delimiter = ',')]
     kv_bits: Vec<u32>,
+    /// Tokens of the longest text by which recorded steps are compared with others; 0 compares none
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    replay: usize,
     /// Run the CUDA kernels on the CPU
     #[arg(long, conflicts_with = "device")]
     emulate: bool,
@@ -135,6 +140,9 @@ fn on<B: Backend>(args: &Args, device: &B, source: &Source, windows: &[Vec<u32>]
             let a = Engine::new(&cpu, &models.0, config.clone())?;
             let b = Engine::new(device, &models.1, config)?;
             in_step(a, b, windows, args.ctx_size / 4, &mut difference)?;
+        }
+        if args.replay > 0 {
+            failed += replay::compare(device, &models.1, cache, &windows[0], args.replay)?;
         }
         let pass = difference.is_within(limit);
         failed += usize::from(!pass);

@@ -9,6 +9,7 @@ mod elementwise;
 mod gemv;
 mod linear;
 mod norm;
+mod patch;
 mod prefill;
 mod rope;
 mod select;
@@ -22,7 +23,8 @@ pub(crate) use cache::clear_pages;
 pub(crate) use decode::Scratch;
 pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
-pub(crate) use norm::{layer_norm, rms_norm};
+pub(crate) use norm::{add_rms_norm, layer_norm, rms_norm};
+pub(crate) use patch::{Parcel, patch};
 pub(crate) use rope::rope;
 pub(crate) use select::{argmax, gather, top_k};
 
@@ -39,6 +41,7 @@ pub(crate) const SOURCES: &[&Source] = &[
     &rope::SOURCE,
     &elementwise::SOURCE,
     &select::SOURCE,
+    &patch::SOURCE,
     &cache::SOURCE,
     &append::SOURCE,
     &attention::SOURCE,

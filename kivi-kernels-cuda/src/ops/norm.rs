@@ -1,14 +1,14 @@
 //! Normalisation of rows: one block a row, or one a head.
 
 use bytemuck::{Pod, Zeroable};
-use kivi_kernels::ops::{LayerNormParts, RmsNormParts};
+use kivi_kernels::ops::{AddRmsNormParts, LayerNormParts, RmsNormParts};
 use kivi_kernels::{Buffer, RowsMut};
 
 use super::{ActRows, at, at_mut, at_or_null, source};
 use crate::device::Cuda;
 use crate::{Act, CudaError};
 
-source!("norm.cu": NormParams);
+source!("norm.cu": NormParams, AddNormParams);
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -23,6 +23,20 @@ struct NormParams {
     groups: u32,
     eps: f32,
     unused: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct AddNormParams {
+    out: u64,
+    hidden: u64,
+    x: u64,
+    weight: u64,
+    out_stride: u64,
+    hidden_stride: u64,
+    x_stride: u64,
+    cols: u32,
+    eps: f32,
 }
 
 impl NormParams {
@@ -54,6 +68,26 @@ pub(crate) fn rms_norm<A: Act>(cuda: &Cuda<A>, op: RmsNormParts<'_, Cuda<A>>) ->
     let params = NormParams::new(&mut out, &x, (weight.at(0), 0), groups, eps);
     // SAFETY: `RmsNorm::new` checked that views have `groups` times the columns of the weight; a block a group.
     unsafe { cuda.launch(&SOURCE, "rms_norm", [x.rows() * groups, 1, 1], params) }
+}
+
+pub(crate) fn add_rms_norm<A: Act>(
+    cuda: &Cuda<A>,
+    op: AddRmsNormParts<'_, Cuda<A>>,
+) -> Result<(), CudaError> {
+    let AddRmsNormParts { mut out, mut hidden, x, weight, eps } = op;
+    let params = AddNormParams {
+        out: at_mut(&mut out),
+        hidden: at_mut(&mut hidden),
+        x: at(&x),
+        weight: weight.at(0),
+        out_stride: out.stride() as u64,
+        hidden_stride: hidden.stride() as u64,
+        x_stride: x.stride() as u64,
+        cols: x.cols() as u32,
+        eps,
+    };
+    // SAFETY: `AddRmsNorm::new` checked that views and weight have `cols` columns; a block a row.
+    unsafe { cuda.launch(&SOURCE, "add_rms_norm", [x.rows(), 1, 1], params) }
 }
 
 pub(crate) fn layer_norm<A: Act>(cuda: &Cuda<A>, op: LayerNormParts<'_, Cuda<A>>) -> Result<(), CudaError> {

@@ -10,6 +10,7 @@ mod elementwise;
 mod host;
 mod linear;
 mod norm;
+mod record;
 mod rope;
 mod select;
 mod state;
@@ -32,9 +33,9 @@ pub use trial::{Trial, random_trials, trials};
 macro_rules! for_each_op {
     ($visit:ident) => {
         $visit! {
-            linear::EmbedCase, linear::LinearCase, norm::RmsNormCase, norm::LayerNormCase, rope::RopeCase,
+            linear::EmbedCase, linear::LinearCase, norm::RmsNormCase, norm::AddRmsNormCase, norm::LayerNormCase, rope::RopeCase,
             elementwise::ActivateCase, elementwise::AddCase, attention::AttendCase, cache::AppendCase,
-            cache::ClearPagesCase, select::GatherCase, select::ArgmaxCase, select::TopKCase
+            cache::ClearPagesCase, select::GatherCase, select::ArgmaxCase, select::TopKCase, record::RecordCase
         }
     };
 }
@@ -108,7 +109,7 @@ fn round(dtype: DType, x: f64) -> f64 {
 macro_rules! conformance_tests {
     (try $backend:expr) => {
         $crate::conformance_tests! { @ $backend;
-            embed linear rms_norm layer_norm rope activate add attend append clear_pages gather argmax top_k }
+            embed linear rms_norm add_rms_norm layer_norm rope activate add attend append clear_pages gather argmax top_k record }
     };
     (@ $backend:expr; $($op:ident)*) => {$(
         #[test]

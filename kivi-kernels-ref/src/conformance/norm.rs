@@ -144,3 +144,33 @@ impl Case for LayerNormCase {
         Ok(grid.read(backend, &out)?)
     }
 }
+
+/// A residual connection and the norm behind it.
+#[derive(Clone, Debug)]
+pub struct AddRmsNormCase(NormData);
+
+impl Case for AddRmsNormCase {
+    const OP: &'static str = "add_rms_norm";
+
+    fn by_hand() -> Vec<Self> {
+        NormData::by_hand().into_iter().map(Self).collect()
+    }
+
+    fn strategy() -> BoxedStrategy<Self> {
+        NormData::strategy().prop_map(Self).boxed()
+    }
+
+    fn run<B: Backend>(&self, backend: &B, act: DType) -> Result<Outcome, StepError<B::Error>> {
+        let (data, grid) = (&self.0, self.0.grid());
+        let mut hidden = data.rows(backend, act)?;
+        let x = NormData { seed: data.seed + 1, ..data.clone() }.rows(backend, act)?;
+        let weight = data.column(backend, 2, data.cols)?;
+        let mut out = grid.poisoned(backend)?;
+        let views = (grid.view_mut(&mut out)?, grid.view_mut(&mut hidden)?, grid.view(&x)?);
+        backend.add_rms_norm(ops::AddRmsNorm::new(views.0, views.1, views.2, &weight, 1e-5)?)?;
+        let (mut outcome, hidden) = (grid.read(backend, &out)?, grid.read(backend, &hidden)?);
+        outcome.values.extend(hidden.values);
+        outcome.faults.extend(hidden.faults);
+        Ok(outcome)
+    }
+}

@@ -182,6 +182,8 @@ impl CacheCase {
             max_seqs: self.seqs.len() + 1,
             max_tokens: rows + 1,
             max_pages: vec![max_pages, max_pages],
+            n_pages: vec![max_pages, places.n_pages],
+            n_slots: self.n_slots(),
         };
         let mut batch = Batch::new(backend, capacity, &[self.config, self.config])?;
         let tokens = vec![0; rows];

@@ -5,7 +5,8 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use super::{
-    Case, Report, Verdict, attention, cache, elementwise, for_each_op, judge, linear, norm, rope, select,
+    Case, Report, Verdict, attention, cache, elementwise, for_each_op, judge, linear, norm, record, rope,
+    select,
 };
 
 /// One case of the suite, to be judged on any value of the backend `B`.

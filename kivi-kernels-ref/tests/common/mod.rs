@@ -72,7 +72,13 @@ impl<A: Accum> World<A> {
         let max_pages = sequences.iter().map(tokens).max().unwrap() / shape.config.page_tokens() + 1;
         let layer = KvLayer::new(&cpu, shape.layout(), shape.n_kv_heads, n * max_pages, n).unwrap();
         let max_tokens = sequences.iter().map(tokens).sum();
-        let capacity = BatchCapacity { max_seqs: n, max_tokens, max_pages: vec![max_pages] };
+        let capacity = BatchCapacity {
+            max_seqs: n,
+            max_tokens,
+            max_pages: vec![max_pages],
+            n_pages: vec![max_pages * n],
+            n_slots: n,
+        };
         let batch = Batch::new(&cpu, capacity, &[shape.config]).unwrap();
         let page = |s: usize, i: usize| ((max_pages - 1 - i) * n + s) as u32;
         let pages = (0..n).map(|s| (0..max_pages).map(|i| page(s, i)).collect()).collect();

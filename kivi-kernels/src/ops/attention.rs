@@ -110,18 +110,8 @@ pub(super) fn check_cache<B: Backend>(
     let (expected, found) = (cache.layout().config(), &arrays.config);
     ensure(found == expected, op, "group", || format!("the cache's settings {expected:?}"), found)?;
     let (pages, slots) = (cache.n_pages(), cache.n_slots());
-    ensure(
-        arrays.pages_end <= pages,
-        op,
-        "page table",
-        || format!("pages below {pages}"),
-        arrays.pages_end.saturating_sub(1),
-    )?;
-    ensure(
-        arrays.slots_end <= slots,
-        op,
-        "slots",
-        || format!("slots below {slots}"),
-        arrays.slots_end.saturating_sub(1),
-    )
+    let found = (arrays.n_pages, batch.capacity().n_slots);
+    // `Batch::plan` holds page tables and slots to these.
+    ensure(found.0 <= pages, op, "batch", || format!("tables of at most {pages} pages"), found.0)?;
+    ensure(found.1 <= slots, op, "batch", || format!("at most {slots} slots"), found.1)
 }

@@ -6,7 +6,7 @@
 macro_rules! op {
     ($(#[$doc:meta])* $name:ident, $parts:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
-        pub struct $name<'a, B: Backend>($parts<'a, B>);
+        pub struct $name<'a, B: Backend>(pub(super) $parts<'a, B>);
 
         #[doc = concat!("The operands of [`", stringify!($name), "`], checked.")]
         pub struct $parts<'a, B: Backend> {
@@ -34,6 +34,6 @@ pub use attention::{Attend, AttendParts};
 pub use cache::{Append, AppendParts, ClearPages, ClearPagesParts};
 pub use elementwise::{Activate, ActivateParts, Activation, Add, AddParts};
 pub use linear::{Embed, EmbedParts, Linear, LinearParts};
-pub use norm::{LayerNorm, LayerNormParts, RmsNorm, RmsNormParts};
+pub use norm::{AddRmsNorm, AddRmsNormParts, LayerNorm, LayerNormParts, RmsNorm, RmsNormParts};
 pub use rope::{Rope, RopeParts};
 pub use select::{Argmax, ArgmaxParts, Gather, GatherParts, TopK, TopKParts};

@@ -1,5 +1,6 @@
 //! Normalisation of rows.
 
+use super::{Add, AddParts};
 use crate::error::ensure;
 use crate::{Backend, Buffer, Rows, RowsMut, ShapeError};
 
@@ -46,6 +47,60 @@ impl<'a, B: Backend> RmsNorm<'a, B> {
         let expected = || format!("{} elements or a divisor of that", x.cols());
         ensure(groups, "rms_norm", "weight", expected, weight.len())?;
         Ok(Self(RmsNormParts { out, x, weight, eps }))
+    }
+}
+
+op! {
+    /// A residual connection and the norm behind it, [`Add`] and then [`RmsNorm`] of whole rows.
+    ///
+    /// # Shapes
+    /// `out`, `hidden`, `x` `[rows, n]`; `weight` `[n]`.
+    ///
+    /// # Equation
+    /// `hidden = hidden + x`, rounded to the type of activations, and `out = hidden / sqrt(mean(hidden^2) + eps) * weight`.
+    AddRmsNorm, AddRmsNormParts {
+        /// The rows' norms.
+        out: RowsMut<'a, B, B::Act>,
+        /// What is added to.
+        hidden: RowsMut<'a, B, B::Act>,
+        /// What is added.
+        x: Rows<'a, B, B::Act>,
+        /// Scale of each column.
+        weight: &'a B::Buffer<f32>,
+        /// Added to the mean square.
+        eps: f32,
+    }
+}
+
+impl<'a, B: Backend> AddRmsNorm<'a, B> {
+    /// Validates the operands.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn new(
+        out: RowsMut<'a, B, B::Act>,
+        hidden: RowsMut<'a, B, B::Act>,
+        x: Rows<'a, B, B::Act>,
+        weight: &'a B::Buffer<f32>,
+        eps: f32,
+    ) -> Result<Self, ShapeError> {
+        let (op, shape) = ("add_rms_norm", || format!("shape {:?}", x.shape()));
+        ensure(out.shape() == x.shape(), op, "out", shape, out.shape())?;
+        ensure(hidden.shape() == x.shape(), op, "hidden", shape, hidden.shape())?;
+        let n = || format!("{} elements", x.cols());
+        ensure(weight.len() == x.cols(), op, "weight", n, weight.len())?;
+        Ok(Self(AddRmsNormParts { out, hidden, x, weight, eps }))
+    }
+
+    /// The first half.
+    pub fn add(&mut self) -> Add<'_, B> {
+        Add(AddParts { out: self.0.hidden.reborrow(), x: self.0.x })
+    }
+
+    /// The second half.
+    pub fn norm(&mut self) -> RmsNorm<'_, B> {
+        let AddRmsNormParts { out, hidden, weight, eps, .. } = &mut self.0;
+        RmsNorm(RmsNormParts { out: out.reborrow(), x: hidden.as_rows(), weight, eps: *eps })
     }
 }
 

@@ -26,7 +26,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// One layer: `ws.hidden` before and after it.
+    /// One layer: `ws.hidden` before and after it, and where [`Self::norm_behind`] says so, its norm in `ws.normed`.
     pub(super) fn layer(
         &self,
         backend: &B,
@@ -37,14 +37,24 @@ impl<B: Backend> Model<B> {
         index: usize,
     ) -> Result<(), StepError<B::Error>> {
         let (n, sequential) = (batch.n_tokens(), self.config.block_order == BlockOrder::Sequential);
-        self.norm(backend, &layer.attention_norm, &mut ws.normed, &ws.hidden, n)?;
+        if index == 0 || self.norm_behind(index - 1).is_none() {
+            self.norm(backend, &layer.attention_norm, &mut ws.normed, &ws.hidden, n)?;
+        }
         self.queries_and_keys(backend, layer, ws, batch)?;
         self.attention(backend, ws, cache, batch, index)?;
-        if sequential {
-            self.add_attended(backend, layer, ws, n)?;
-        }
-        if let Some(norm) = &layer.mlp_norm {
-            self.norm(backend, norm, &mut ws.normed, &ws.hidden, n)?;
+        match &layer.mlp_norm {
+            Some(Norm::Rms(weight)) if sequential => {
+                self.project_attended(backend, layer, ws, n)?;
+                self.add_and_norm(backend, weight, ws, n)?;
+            }
+            norm => {
+                if sequential {
+                    self.add_attended(backend, layer, ws, n)?;
+                }
+                if let Some(norm) = norm {
+                    self.norm(backend, norm, &mut ws.normed, &ws.hidden, n)?;
+                }
+            }
         }
         self.feed_forward(backend, layer, ws, n)?;
         if !sequential {
@@ -52,7 +62,18 @@ impl<B: Backend> Model<B> {
         }
         let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
         project(backend, &layer.down, (&mut ws.projected, hidden), (&ws.activated, inner), n)?;
-        add(backend, &mut ws.hidden, &ws.projected, n, hidden)
+        match self.norm_behind(index) {
+            Some(weight) => self.add_and_norm(backend, weight, ws, n),
+            None => add(backend, &mut ws.hidden, &ws.projected, n, hidden),
+        }
+    }
+
+    /// The weight of the norm that the next layer begins with, if layer `index` makes that together with its last addition.
+    fn norm_behind(&self, index: usize) -> Option<&B::Buffer<f32>> {
+        match &self.layers.get(index + 1)?.attention_norm {
+            Norm::Rms(weight) => Some(weight),
+            Norm::Layer(..) => None,
+        }
     }
 
     /// Queries, keys and values of `ws.normed`; queries and keys with their norms and rotated.
@@ -125,9 +146,33 @@ impl<B: Backend> Model<B> {
         ws: &mut Workspace<B>,
         n: usize,
     ) -> Result<(), StepError<B::Error>> {
+        self.project_attended(backend, layer, ws, n)?;
+        add(backend, &mut ws.hidden, &ws.projected, n, self.config.hidden_size)
+    }
+
+    fn project_attended(
+        &self,
+        backend: &B,
+        layer: &Layer<B>,
+        ws: &mut Workspace<B>,
+        n: usize,
+    ) -> Result<(), StepError<B::Error>> {
         let (hidden, heads) = (self.config.hidden_size, self.config.n_heads * self.config.head_dim);
-        project(backend, &layer.output, (&mut ws.projected, hidden), (&ws.attended, heads), n)?;
-        add(backend, &mut ws.hidden, &ws.projected, n, hidden)
+        project(backend, &layer.output, (&mut ws.projected, hidden), (&ws.attended, heads), n)
+    }
+
+    /// Adds what was projected to the residual stream, and normalises that.
+    fn add_and_norm(
+        &self,
+        backend: &B,
+        weight: &B::Buffer<f32>,
+        ws: &mut Workspace<B>,
+        n: usize,
+    ) -> Result<(), StepError<B::Error>> {
+        let (cols, eps) = (self.config.hidden_size, self.config.norm_eps as f32);
+        let (out, hidden) = (RowsMut::new(&mut ws.normed, n, cols)?, RowsMut::new(&mut ws.hidden, n, cols)?);
+        let x = Rows::new(&ws.projected, n, cols)?;
+        Ok(backend.add_rms_norm(ops::AddRmsNorm::new(out, hidden, x, weight, eps)?)?)
     }
 
     /// The feed-forward block up to its activations.

@@ -115,6 +115,8 @@ impl Backend for Recorder {
     type Act = f32;
     type Buffer<T: Element> = Zeros<T>;
     type Error = Failure;
+    type Recordings = ();
+    type Later = usize;
 
     fn name(&self) -> &str {
         "recorder"
@@ -152,12 +154,25 @@ impl Backend for Recorder {
         self.call("synchronize".into(), &[])
     }
 
+    fn read_later(&self, src: &Zeros<u32>, len: usize) -> Result<usize, Failure> {
+        assert!(len <= src.len, "a read outside its buffer");
+        self.call(format!("read later {len} u32"), &[src.id])?;
+        Ok(len)
+    }
+
+    fn wait(&self, later: usize) -> Result<Vec<u32>, Failure> {
+        self.call(format!("wait for {later}"), &[])?;
+        Ok(vec![0; later])
+    }
+
     fn record(
         &self,
+        _recordings: &mut (),
         key: StepKey,
         step: impl FnOnce(&Self) -> Result<(), StepError<Failure>>,
     ) -> Result<(), StepError<Failure>> {
-        let StepKey { n_seqs, n_tokens, decode } = key;
+        let StepKey { n_seqs, n_tokens, .. } = key;
+        let decode = key.is_decode();
         self.call(format!("record {n_seqs} sequences, {n_tokens} rows, decode: {decode}"), &[])?;
         step(self)?;
         Ok(self.call("recorded".into(), &[])?)

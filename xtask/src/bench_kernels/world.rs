@@ -177,10 +177,13 @@ impl<D: Measured> Set<D> {
 /// The step: each sequence has its own slot and pages.
 fn plan<D: Backend>(device: &D, case: &Case, tables: &[Vec<u32>]) -> Result<Batch<D>, StepError<D::Error>> {
     let (batch, config) = (case.shape.batch, *case.layout.config());
+    let n_pages = tables.iter().flatten().max().map_or(0, |&page| page as usize + 1);
     let capacity = BatchCapacity {
         max_seqs: batch,
         max_tokens: batch * case.new_tokens(),
         max_pages: vec![tables[0].len()],
+        n_pages: vec![n_pages],
+        n_slots: batch,
     };
     let mut planned = Batch::new(device, capacity, &[config])?;
     let tokens = vec![0; case.new_tokens()];
