@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kivi_kernels::{Backend, Buffer, DType, Element};
+use kivi_kernels::{Backend, Buffer, DType};
 use kivi_kernels_ref::{Cpu, CpuBuffer, CpuError};
 use kivi_quant::{Bits, GroupSize};
 use serde_json::Value;
