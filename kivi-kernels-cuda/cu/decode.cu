@@ -1,15 +1,17 @@
 // decode.cu: attention of single rows over long caches, at the speed of memory.
 //   grid: as many blocks as the device holds at a time; they share all rows' tokens evenly
 //
-// Work is a line: for each row and unit (a KV head and up to QUERIES of its query heads) first its packed tiles of TILE
+// Work is a line: for each row and unit (a KV head and up to QUERIES of its query heads) its packed tiles of TILE
 // tokens, then its tiles of 16 rows in full precision, each as long as its bytes. A block takes an equal piece of the
 // line. A span is what a piece has of one row and unit. The warps of a block take a span's tiles in turn, rows first,
-// each with a softmax of its own, and copy packed tiles STAGES ahead, beyond the end of a span. A span that is not a whole row and unit
-// leaves a partial result; the block that arrives last adds them up. Nothing depends on which one that is.
+// each with a softmax of its own, and copy packed tiles STAGES ahead, beyond the end of a span. A span that is not a
+// whole row and unit leaves a partial result; the block that arrives last adds them up. Nothing depends on which one
+// that is.
 //
 // Tiles are the 16-row operand of mma.m16n8k16, the queries its 8 columns (docs/cuda.md has the budget):
 //   S^T = K Q^T    on raw codes, q folded with the group's scales; zeros are one row more, the same for all tokens
-//   O^T = V^T P^T  on raw codes, p folded with the tokens' scales; zeros are further rows, one a group; rows of ones add up p
+//   O^T = V^T P^T  on raw codes, p folded with the tokens' scales; zeros are further rows, one a group, and ones add
+//                  up p
 // p is kept within f16 by a reference that follows the largest logit only when it must.
 #include "copies.cuh"
 #include "tiles.cuh"
