@@ -47,7 +47,9 @@ impl Budget {
 
     fn fits<B: Backend>(self, sizes: &EngineConfig, model: &ModelConfig) -> bool {
         let bytes = sizes.bytes::<B::Act>(model);
-        bytes.is_ok_and(|bytes| bytes.total() <= self.all && bytes.rings + bytes.pages <= self.cache)
+        bytes.is_ok_and(|bytes| {
+            bytes.total() <= self.all && bytes.rings.saturating_add(bytes.pages) <= self.cache
+        })
     }
 
     /// Tokens of the largest pool that fits, up to `most`; none if no pool does.
@@ -158,7 +160,7 @@ fn does_not_fit<B: Backend>(
 ) -> anyhow::Error {
     let wanted = EngineConfig { pool_tokens: least.min(sizes.pool_tokens), ..sizes.clone() };
     let bytes = wanted.bytes::<B::Act>(model);
-    let bytes = bytes.map(|b| (b.rings + b.pages, b.activations)).unwrap_or_default();
+    let bytes = bytes.map(|b| (b.rings.saturating_add(b.pages), b.activations)).unwrap_or_default();
     let left = budget.left();
     anyhow!(
         "the cache of a text of {} tokens takes {}, and activations {}; {left}; {}",

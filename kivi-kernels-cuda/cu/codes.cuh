@@ -55,7 +55,8 @@ __device__ constexpr float factor_of(u32 j) {
 struct KeyWords {
     static constexpr u32 FIELDS = 16 / K_CODE_BITS;  // of a word
     static constexpr u32 OWN = HEAD_DIM * K_CODE_BITS / 128;
-    static constexpr u32 CHUNK = OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1;
+    // As many words as a lane reads at a time, of tokens that begin at multiples of them.
+    static constexpr u32 CHUNK = (OWN | K_WORDS) % 4 == 0 ? 4 : (OWN | K_WORDS) % 2 == 0 ? 2 : 1;
     static constexpr u32 LEFT = HEAD_DIM * K_CODE_BITS / 32 % 4;  // words; 4 / LEFT lanes share one
     static constexpr u32 SHARE = LEFT ? FIELDS * LEFT / 4 : 0;  // fields of it that are a lane's
     static_assert(LEFT != 3 && SHARE % 2 == 0, "head_dim");

@@ -243,7 +243,10 @@ __device__ void load_queries(const AttendParams& a, Shared& sh, const Work& work
 // Out rows, by way of the queries' place; those of a sequence that is not active are 0.
 __device__ void finish(const AttendParams& a, Shared& sh, const Work& work, u32 ratio, State& state, bool active) {
     u32 warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    __syncwarp();
+    // Of a sequence that is not active nobody waited for the queries, in whose place the results go.
+    commit_async();
+    wait_async<0>();
+    __syncthreads();
 #pragma unroll
     for (u32 m = 0; m < M_TILES; ++m) {
 #pragma unroll

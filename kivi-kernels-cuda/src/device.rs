@@ -1,5 +1,6 @@
 //! A CUDA device as a backend.
 
+use core::cell::Cell;
 use core::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -43,7 +44,8 @@ pub struct Cuda<A> {
     /// Whether each launch waits.
     pub(crate) sync: bool,
     name: String,
-    act: PhantomData<A>,
+    /// Not `Sync`: what another thread queued while a graph is captured would become part of it.
+    act: PhantomData<(A, Cell<()>)>,
 }
 
 impl<A: Act> Cuda<A> {

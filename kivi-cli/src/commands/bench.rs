@@ -141,7 +141,10 @@ impl<B: Backend> Run<'_, B> {
             )
             .into());
         };
-        let (n_prompt, n_gen) = self.plan.tests[0];
+        let (&[(n_prompt, n_gen)], &[0]) = (&self.plan.tests[..], &self.plan.depths[..]) else {
+            let why = "--preset paper: expected one --n-prompt and one --n-gen, and no --depth, to find the largest batch of";
+            return Err(Usage(why.into()).into());
+        };
         let of = |cache: &KiviConfig| {
             let case = |batch_size| Case { n_prompt, n_gen, batch_size, depth: 0, cache: cache.into() };
             (
