@@ -141,7 +141,7 @@ fn widths() -> Vec<CacheCase> {
         }
     }
     cases.push(CacheCase { seqs: seqs([(150, 50), (0, 33)]), ..base(Bits::B16, Bits::B16, 32, 32, 128) });
-    for head_dim in [80, 96, 256] {
+    for head_dim in [80, 96, 144, 256] {
         let seqs = seqs([(150, 50), (0, 33)]);
         cases.push(CacheCase { n_kv_heads: 1, seqs, ..base(Bits::B4, Bits::B2, 32, 64, head_dim) });
     }
@@ -157,7 +157,7 @@ fn geometries() -> Vec<CacheCase> {
     {
         cases.push(base(b2, b2, group, residual, 128));
     }
-    for head_dim in [16, 80, 96, 128, 256] {
+    for head_dim in [16, 80, 96, 128, 144, 256] {
         cases.push(base(b2, b2, 32, 32, head_dim));
         cases.push(base(b4, b2, 64, 64, head_dim));
         cases.push(base(b8, b8, 128, 128, head_dim));
