@@ -2,6 +2,12 @@
 //!
 //! Filters have the order and the meaning of transformers' logits processors: repetition penalty,
 //! temperature, top-k, top-p, min-p, each on the distribution that the one before left.
+//!
+//! # Equation
+//! Of the tokens that are kept, with weights `w_i` in proportion to their probabilities, the one of the largest `w_i / e_i` is
+//! taken, where each `e_i` is drawn from the exponential distribution: that is token `i` with probability `w_i / sum w`
+//! (an exponential race, the Gumbel-max trick in other words). Rounding of the logits changes the token only where two
+//! nearly tie. Along a cumulative distribution it would wherever it moves one of as many boundaries as there are tokens.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -117,7 +123,7 @@ impl Sampler {
             return argmax(&self.scores);
         }
         // One draw for each token, whatever is kept, so that the sequence of draws never shifts.
-        let draw = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let draw = self.rng.next_u64();
         self.collect_candidates();
         if self.candidates.is_empty() {
             return argmax(&self.scores); // No finite logit, or one is plus infinity.
@@ -207,17 +213,26 @@ fn keep_min_p(candidates: &mut Vec<Candidate>, min_p: f32) {
     candidates.retain(|c| c.weight >= min_p * max);
 }
 
-/// The token at `draw` of the way through the cumulative distribution.
-fn pick(candidates: &[Candidate], draw: f64) -> u32 {
-    let mut left = draw * sum(candidates);
+/// The token that wins the race of `draw`.
+fn pick(candidates: &[Candidate], draw: u64) -> u32 {
+    let mut best = (0.0, candidates.first().map_or(0, |c| c.id));
     for c in candidates {
-        left -= f64::from(c.weight);
-        if left < 0.0 {
-            return c.id;
+        let (weight, v) = (f64::from(c.weight), uniform(draw, c.id));
+        // -ln(1 - v) is at least v: most tokens lose without a logarithm.
+        if weight > best.0 * v && weight > best.0 * -(-v).ln_1p() {
+            best = (weight / -(-v).ln_1p(), c.id);
         }
     }
-    // Rounding: the end of the distribution belongs to its last possible token.
-    candidates.iter().rev().find(|c| c.weight > 0.0).map_or(0, |c| c.id)
+    best.1
+}
+
+/// Number `id` of the SplitMix64 sequence that starts at `draw`, uniform in (0, 1).
+fn uniform(draw: u64, id: u32) -> f64 {
+    let mut z = draw.wrapping_add((u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    ((z >> 12) as f64 + 0.5) / (1u64 << 52) as f64
 }
 
 fn sum(candidates: &[Candidate]) -> f64 {

@@ -109,7 +109,17 @@ fn a_seed_gives_the_same_tokens_for_ever() {
     assert_eq!(tokens, SEED_42);
 }
 
-const SEED_42: [u32; 8] = [681, 950, 427, 627, 288, 149, 308, 803];
+const SEED_42: [u32; 8] = [315, 59, 83, 166, 834, 437, 441, 884];
+
+/// What else runs in a step changes logits by rounding; a text should not depend on that.
+#[test]
+fn rounding_seldom_changes_a_token() {
+    let exact: Vec<f32> = (0..4096).map(|i| (i as f32 * 0.7).sin() * 4.0).collect();
+    let rounded: Vec<f32> = (0..4096).map(|i| exact[i] + 1e-5 * (i as f32 / 600.0).sin()).collect();
+    let [mut a, mut b] = [(); 2].map(|()| Sampler::new(&params(1.0)));
+    let changed = (0..3000).filter(|_| a.sample(&exact, &[]) != b.sample(&rounded, &[])).count();
+    assert_eq!(changed, 0, "of 3,000");
+}
 
 #[test]
 fn hostile_logits_never_panic() {
