@@ -5,6 +5,7 @@ mod bench_kernels;
 mod ci;
 mod device;
 mod golden;
+mod report;
 mod test_kernels;
 mod test_model;
 
@@ -23,6 +24,8 @@ enum Task {
     Ci,
     /// Remake the golden files of kivi-model with Hugging Face transformers
     Golden(golden::Args),
+    /// Write the tables of docs/*.md from the results in docs/results
+    Report(report::Args),
     /// Compare a backend with the oracle, case by case, or compile its kernels
     TestKernels(test_kernels::Args),
     /// Compare a whole model on CUDA with the CPU, prediction by prediction
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Task::BenchKernels(args) => bench_kernels::run(&args),
         Task::Ci => ci::run(),
         Task::Golden(args) => golden::run(&args),
+        Task::Report(args) => report::run(&args),
         Task::TestKernels(args) => test_kernels::run(&args),
         Task::TestModel(args) => test_model::run(&args),
     };
