@@ -1,0 +1,3 @@
+//! LongBench (Bai et al., arXiv 2308.14508): 21 tasks over long texts.
+
+pub mod tasks;
