@@ -12,7 +12,8 @@ use kivi_quant::{Bits, GroupSize, KvDtype};
 pub use crate::device::{Device, Dtype};
 pub use bench::{BenchArgs, Preset};
 pub use eval::{
-    DataArgs, EvalArgs, EvalTask, GridArgs, Gsm8kArgs, LinesArgs, NeedleArgs, PasskeyArgs, TaskArgs,
+    DataArgs, EvalArgs, EvalTask, GridArgs, Gsm8kArgs, LinesArgs, LongBenchArgs, NeedleArgs, PasskeyArgs,
+    TaskArgs,
 };
 pub use values::{KvBits, LayerList, MAX_TOKENS, PromptIds};
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::eval::longbench::tasks::{PAPER, Parts};
+
 use super::{BitsArgs, CacheArgs, DeviceArgs, LayerArgs, MemoryArgs, ModelArgs, values};
 
 const PASSKEY_HELP: &str = "\
@@ -35,6 +37,14 @@ that of the line.
 Examples:
   kivi-cli eval lines -m Llama-3.2-1B --lines 200,400,600 --kv-bits 2";
 
+const LONGBENCH_HELP: &str = "\
+LIST is of all (21 tasks), e (the 13 of LongBench-E, by length), or names as qasper or, for LongBench-E, qasper_e; without it, the 8 \
+tasks of the KIVI paper. --limit is rows of each task. The data is that of THUDM/LongBench. docs/quality.md has the protocol.
+
+Examples:
+  kivi-cli eval longbench -m Llama-3.2-1B --data DIR --kv-bits 2 --max-length 8000 --out answers.jsonl
+  kivi-cli eval longbench --data DIR --tasks multi_news --limit 5 --json";
+
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
@@ -58,6 +68,9 @@ pub enum EvalTask {
     /// Say the number of one line among many
     #[command(after_help = LINES_HELP)]
     Lines(LinesArgs),
+    /// Answer, summarise and complete over long texts: LongBench
+    #[command(name = "longbench", after_help = LONGBENCH_HELP)]
+    LongBench(LongBenchArgs),
 }
 
 impl EvalTask {
@@ -68,6 +81,7 @@ impl EvalTask {
             Self::Needle(args) => &args.run,
             Self::Gsm8k(args) => &args.run,
             Self::Lines(args) => &args.run,
+            Self::LongBench(args) => &args.run,
         }
     }
 }
@@ -190,6 +204,24 @@ pub struct LinesArgs {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::seed, help_heading = "Task",
           allow_negative_numbers = true)]
     pub seed: u64,
+    #[command(flatten)]
+    pub run: TaskArgs,
+}
+
+/// Arguments of `eval longbench`.
+#[derive(Debug, Args)]
+pub struct LongBenchArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Tasks, as qasper,trec
+    #[arg(long, value_name = "LIST", default_value = PAPER, hide_default_value = true, help_heading = "Task")]
+    pub tasks: Parts,
+    /// Tokens of a prompt, at most: of a longer one the middle is left out [default: what the answer leaves of the context]
+    #[arg(long, value_name = "N", value_parser = values::long, help_heading = "Task", allow_negative_numbers = true)]
+    pub max_length: Option<usize>,
+    /// Put prompts in the model's chat template, but for the tasks that go on with a text
+    #[arg(long, help_heading = "Task")]
+    pub chat: bool,
     #[command(flatten)]
     pub run: TaskArgs,
 }

@@ -106,6 +106,11 @@ pub fn lines(text: &str) -> Result<usize, String> {
     whole(text, 1..=NAMES)
 }
 
+/// A number of tokens that is worth cutting a text to.
+pub fn long(text: &str) -> Result<usize, String> {
+    whole(text, 16..=MAX_TOKENS)
+}
+
 /// A number of digits.
 pub fn digits(text: &str) -> Result<u32, String> {
     whole(text, 1..=18).map(|digits| digits as u32)

@@ -15,11 +15,11 @@ use crate::{format, hash, prompts};
 
 /// Where a file or folder of a task is, and where it is from.
 #[derive(Clone, Copy, Debug)]
-pub struct Origin {
+pub struct Origin<'a> {
     /// Its path in the data folder, as `gsm8k/test.jsonl`.
-    pub path: &'static str,
+    pub path: &'a str,
     /// How to get it, as `copy the folder X of https://... to DIR/gsm8k`.
-    pub get: &'static str,
+    pub get: &'a str,
 }
 
 /// The data folder.
@@ -36,7 +36,7 @@ impl DataFolder {
     ///
     /// # Errors
     /// There is no data folder, or it does not have this.
-    pub fn find(&self, of: Origin) -> Result<PathBuf> {
+    pub fn find(&self, of: Origin<'_>) -> Result<PathBuf> {
         let Origin { path, get } = of;
         let Some(folder) = &self.0 else {
             bail!("--data: expected a folder DIR with {path}; {get}, then give --data DIR or set KIVI_DATA");
@@ -55,7 +55,7 @@ impl DataFolder {
     ///
     /// # Errors
     /// It is missing, too large, empty or not UTF-8.
-    pub fn text(&self, of: Origin) -> Result<DataText> {
+    pub fn text(&self, of: Origin<'_>) -> Result<DataText> {
         read(&self.find(of)?)
     }
 
@@ -63,7 +63,7 @@ impl DataFolder {
     ///
     /// # Errors
     /// The folder or its files are missing, or one of them cannot be read.
-    pub fn texts(&self, of: Origin, ending: &str) -> Result<Vec<DataText>> {
+    pub fn texts(&self, of: Origin<'_>, ending: &str) -> Result<Vec<DataText>> {
         let folder = self.find(of)?;
         let unreadable = || format!("{}: cannot be read", format::path(&folder));
         let mut paths = Vec::new();
@@ -108,9 +108,17 @@ impl DataText {
     /// # Errors
     /// A line is not what it should be, as the last one of a file that is cut off.
     pub fn rows<T: DeserializeOwned>(&self, example: &str) -> Result<Vec<T>> {
+        Ok(self.numbered_rows(example)?.into_iter().map(|(_, row)| row).collect())
+    }
+
+    /// The same, each with the number of its line.
+    ///
+    /// # Errors
+    /// As [`Self::rows`].
+    pub fn numbered_rows<T: DeserializeOwned>(&self, example: &str) -> Result<Vec<(usize, T)>> {
         let lines = self.text.lines().enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
         let row = |(number, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| {
+            serde_json::from_str(line).map(|row| (number + 1, row)).map_err(|error| {
                 let why = not_a_line(&error, example);
                 anyhow::anyhow!("{}: line {}: {why}; is the file complete?", self.label, number + 1)
             })

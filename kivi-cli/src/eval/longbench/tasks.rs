@@ -1,5 +1,8 @@
 //! The 21 tasks of LongBench.
 
+use std::fmt;
+use std::str::FromStr;
+
 use anyhow::Result;
 
 use crate::eval::metrics::Metric;
@@ -55,13 +58,73 @@ pub static TASKS: [Task; 21] = [
 ];
 
 /// The tasks of the KIVI paper, in the order of its code.
-pub const PAPER: [&str; 8] =
-    ["triviaqa", "qasper", "trec", "samsum", "lcc", "repobench-p", "qmsum", "multi_news"];
+pub const PAPER: &str = "triviaqa,qasper,trec,samsum,lcc,repobench-p,qmsum,multi_news";
+
+/// The rows of one file: a task, or the same task in LongBench-E.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The task.
+    pub task: &'static Task,
+    /// Whether it is LongBench-E's, which is reported by length.
+    pub by_length: bool,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.task.name, if self.by_length { "_e" } else { "" })
+    }
+}
+
+/// What `--tasks` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts(pub Vec<Part>);
+
+impl FromStr for Parts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        for name in text.split(',').map(str::trim) {
+            match name {
+                "all" => parts.extend(TASKS.iter().map(|task| Part { task, by_length: false })),
+                "e" => parts.extend(
+                    TASKS.iter().filter(|task| task.by_length).map(|task| Part { task, by_length: true }),
+                ),
+                name => parts.push(part(name)?),
+            }
+        }
+        Ok(Self(parts))
+    }
+}
+
+fn part(name: &str) -> Result<Part, String> {
+    if let Some(task) = Task::named(name) {
+        return Ok(Part { task, by_length: false });
+    }
+    match name.strip_suffix("_e").and_then(Task::named) {
+        Some(task) if task.by_length => Ok(Part { task, by_length: true }),
+        Some(task) => Err(format!("LongBench-E has no {}", task.name)),
+        None => {
+            let names: Vec<_> = TASKS.iter().map(|task| task.name).collect();
+            Err(format!("expected all, e, or a list of {}, each also as NAME_e", names.join(", ")))
+        }
+    }
+}
 
 impl Task {
     /// The task of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         TASKS.iter().find(|task| task.name == name)
+    }
+
+    /// Whether its rows must have the names of classes.
+    pub fn needs_classes(&self) -> bool {
+        self.metric == Metric::Classification
+    }
+
+    /// What ends an answer: the line, where the model would go on with another dialogue.
+    pub fn stop(&self) -> Vec<String> {
+        if self.name == "samsum" { vec!["\n".to_owned()] } else { Vec::new() }
     }
 
     /// The score of an answer, from 0 to 1: the best over its references.
@@ -86,8 +149,17 @@ mod tests {
     #[test]
     fn lists_are_the_originals() {
         assert_eq!(TASKS.iter().filter(|task| task.by_length).count(), 13);
-        assert!(PAPER.iter().all(|name| Task::named(name).is_some()));
         let continues: Vec<_> = TASKS.iter().filter(|task| task.continues).map(|task| task.name).collect();
         assert_eq!(continues, ["trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"]);
+        let names = |text: &str| {
+            let parts: Result<Parts, _> = text.parse();
+            parts.map(|parts| parts.0.iter().map(Part::to_string).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(names(PAPER).unwrap(), PAPER);
+        assert_eq!(names("qasper_e, musique").unwrap(), "qasper_e,musique");
+        assert_eq!(names("all").unwrap().split(',').count(), 21);
+        assert_eq!(names("e").unwrap().split(',').filter(|name| name.ends_with("_e")).count(), 13);
+        assert!(names("qmsum_e").unwrap_err().contains("no qmsum"));
+        assert!(names("").unwrap_err().contains("expected all, e, or a list of narrativeqa"));
     }
 }

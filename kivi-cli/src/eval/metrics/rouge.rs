@@ -29,11 +29,12 @@ pub fn l(answer: &str, reference: &str) -> f64 {
 
 /// The words of each sentence.
 fn sentences(text: &str) -> Vec<Vec<&str>> {
-    let words = |sentence: &'_ str| -> Vec<&str> {
-        let words: Vec<_> = sentence.split(super::is_space).filter(|word| !word.is_empty()).collect();
-        if words.is_empty() { vec![""] } else { words }
-    };
     text.split('.').filter(|sentence| !sentence.is_empty()).map(words).collect()
+}
+
+fn words(sentence: &str) -> Vec<&str> {
+    let words: Vec<_> = sentence.split(super::is_space).filter(|word| !word.is_empty()).collect();
+    if words.is_empty() { vec![""] } else { words }
 }
 
 /// The words of a longest common subsequence, last first. Where there are several, it is the one that is found going back
