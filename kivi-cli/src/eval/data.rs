@@ -82,11 +82,12 @@ impl DataFolder {
 fn read(path: &Path) -> Result<DataText> {
     let label = format::path(path);
     let file = File::open(path).with_context(|| format!("{label}: cannot be opened"))?;
-    let text = prompts::utf8(&label, &prompts::bytes(&label, file)?)?;
+    let bytes = prompts::bytes(&label, file)?;
+    let text = prompts::utf8(&label, &bytes)?;
     if text.trim_ascii().is_empty() {
         bail!("{label}: expected a text, found an empty one; is the file complete?");
     }
-    Ok(DataText { label, text })
+    Ok(DataText { label, text, sha256: hash::hex(Sha256::new_with_prefix(&bytes)) })
 }
 
 /// The text of a file.
@@ -95,12 +96,13 @@ pub struct DataText {
     pub label: String,
     /// What it says.
     pub text: String,
+    sha256: String,
 }
 
 impl DataText {
-    /// The SHA-256 of the text, for [`super::task::Task::settings`].
+    /// The SHA-256 of the file, for [`super::task::Task::settings`].
     pub fn sha256(&self) -> Value {
-        hash::hex(Sha256::new_with_prefix(&self.text)).into()
+        self.sha256.as_str().into()
     }
 
     /// The rows of a file with a JSON object on each line; `example` is such a line.
