@@ -1,6 +1,7 @@
 //! The command line as it is typed; `settings.rs` and `commands/` say what it means.
 
 mod bench;
+mod eval;
 mod values;
 
 use std::path::PathBuf;
@@ -10,6 +11,10 @@ use kivi_quant::{Bits, GroupSize, KvDtype};
 
 pub use crate::device::{Device, Dtype};
 pub use bench::{BenchArgs, Preset};
+pub use eval::{
+    DataArgs, EvalArgs, EvalTask, GridArgs, Gsm8kArgs, LinesArgs, LongBenchArgs, NeedleArgs, PasskeyArgs,
+    TaskArgs,
+};
 pub use values::{KvBits, LayerList, MAX_TOKENS, PromptIds};
 
 /// Transformer inference with a 2-bit key/value cache (KIVI).
@@ -60,8 +65,8 @@ impl Command {
             Self::Chat(args) => Some((&args.run.device, checkpoint(&args.model))),
             Self::Perplexity(args) => Some((&args.device, checkpoint(&args.model))),
             Self::Eval(args) => {
-                let EvalTask::Passkey(args) = &args.task;
-                Some((&args.device, checkpoint(&args.model)))
+                let run = args.task.run();
+                Some((&run.device, checkpoint(&run.model)))
             }
             Self::Bench(args) => match &args.random_weights {
                 Some(shape) => Some((&args.device, WeightsFrom::Random(shape))),
@@ -105,13 +110,6 @@ decoding sees. docs/quality.md has the protocol and what the columns mean.
 Examples:
   kivi-cli perplexity -f story.txt
   kivi-cli perplexity -m Llama-3.2-1B -f wiki.txt -c 4096 --kv-bits 16,4,4:2,2 --limit 20 --json";
-
-const PASSKEY_HELP: &str = "\
-The whole prompt is read in full precision, as any prompt; the answer is made over the quantized cache. It is right if it has the \
-number.
-
-Examples:
-  kivi-cli eval passkey --lengths 2000 --kv-bits 2 --out answers.jsonl";
 
 const BENCH_HELP: &str = "\
 Each list is combined with each other. Generation takes the likeliest token and prints nothing. A cache of --depth tokens is \
@@ -277,68 +275,6 @@ pub struct PerplexityArgs {
     pub layers: LayerArgs,
     /// Windows at a time
     #[arg(short, long, value_name = "N", default_value_t = 8, value_parser = values::batch_size, help_heading = "Run",
-          allow_negative_numbers = true)]
-    pub batch_size: usize,
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    #[command(flatten)]
-    pub memory: MemoryArgs,
-    /// Print one JSON object
-    #[arg(long, help_heading = "Run")]
-    pub json: bool,
-}
-
-/// Arguments of `eval`.
-#[derive(Debug, Args)]
-pub struct EvalArgs {
-    /// The task
-    #[command(subcommand)]
-    pub task: EvalTask,
-}
-
-/// A task.
-#[derive(Debug, Subcommand)]
-pub enum EvalTask {
-    /// Find a number of five digits that is hidden in a long text
-    #[command(after_help = PASSKEY_HELP)]
-    Passkey(PasskeyArgs),
-}
-
-/// Arguments of `eval passkey`.
-#[derive(Debug, Args)]
-pub struct PasskeyArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Tokens of the prompts, at most
-    #[arg(long, value_name = "LIST", default_value = "500,2000,7900", value_delimiter = ',',
-          value_parser = values::tokens, help_heading = "Task", allow_negative_numbers = true)]
-    pub lengths: Vec<usize>,
-    /// Places of the number in a text
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = values::depths, help_heading = "Task",
-          allow_negative_numbers = true)]
-    pub depths: usize,
-    /// Prompts of each length and place
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = values::batch_size, help_heading = "Task",
-          allow_negative_numbers = true)]
-    pub trials: usize,
-    /// The same seed hides the same numbers
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::seed, help_heading = "Task",
-          allow_negative_numbers = true)]
-    pub seed: u64,
-    /// The first so many prompts only
-    #[arg(long, value_name = "N", value_parser = values::tokens, help_heading = "Task", allow_negative_numbers = true)]
-    pub limit: Option<usize>,
-    /// JSON lines with the answers; the same command again goes on
-    #[arg(long, value_name = "PATH", help_heading = "Task")]
-    pub out: Option<PathBuf>,
-    #[command(flatten)]
-    pub bits: BitsArgs,
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    #[command(flatten)]
-    pub layers: LayerArgs,
-    /// Prompts at a time
-    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = values::batch_size, help_heading = "Run",
           allow_negative_numbers = true)]
     pub batch_size: usize,
     #[command(flatten)]

@@ -156,7 +156,8 @@ fn prompt(label: String, source: impl Read) -> Result<Prompt> {
     Ok(Prompt { label, content: Content::Text(text) })
 }
 
-fn bytes(label: &str, source: impl Read) -> Result<Vec<u8>> {
+/// All bytes of a source, which messages call by this label.
+pub fn bytes(label: &str, source: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = source.take(MAX_BYTES + 1).read_to_end(&mut bytes);
     read.with_context(|| format!("{label}: cannot be read"))?;
@@ -166,8 +167,8 @@ fn bytes(label: &str, source: impl Read) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text without its last line end, which editors and `echo` add.
-fn utf8(label: &str, bytes: &[u8]) -> Result<String> {
+/// Bytes as text, without the last line end, which editors and `echo` add.
+pub fn utf8(label: &str, bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         anyhow!("{label}: expected UTF-8 text, found another byte at {}; convert it", error.valid_up_to())
     })?;

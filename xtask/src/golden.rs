@@ -1,4 +1,5 @@
-//! `cargo xtask golden`: the files that kivi-model is tested against, made by Hugging Face transformers.
+//! `cargo xtask golden`: the files that kivi-model and kivi-cli are tested against, made by Hugging Face transformers and
+//! other Python packages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,14 +32,16 @@ pub fn run(args: &Args) -> Result<()> {
     let python = python()?;
     check_packages(python)?;
 
-    for (script, model) in [
-        ("golden.py", Some(&model)),
-        ("perplexity.py", Some(&model)),
-        ("tokens.py", Some(&model)),
-        ("chat.py", None),
+    let of_cli = crate::root().join("kivi-cli/tests/golden");
+    for (script, model, out) in [
+        ("golden.py", Some(&model), &out),
+        ("perplexity.py", Some(&model), &out),
+        ("tokens.py", Some(&model), &out),
+        ("chat.py", None, &out),
+        ("longbench.py", None, &of_cli),
     ] {
         let mut command = Command::new(python);
-        command.arg(scripts.join(script)).arg("--out").arg(&out);
+        command.arg(scripts.join(script)).arg("--out").arg(out);
         if let Some(model) = model {
             command.arg("--model").arg(model);
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::eval::lines::NAMES;
 use crate::sizing::MAX_SEQS;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 
@@ -98,6 +99,21 @@ pub fn repetitions(text: &str) -> Result<usize, String> {
 /// A number of places in a text.
 pub fn depths(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_DEPTHS)
+}
+
+/// A number of lines with a name each.
+pub fn lines(text: &str) -> Result<usize, String> {
+    whole(text, 1..=NAMES)
+}
+
+/// A number of tokens that is worth cutting a text to.
+pub fn long(text: &str) -> Result<usize, String> {
+    whole(text, 16..=MAX_TOKENS)
+}
+
+/// A number of digits.
+pub fn digits(text: &str) -> Result<u32, String> {
+    whole(text, 1..=18).map(|digits| digits as u32)
 }
 
 /// A number of first tokens.

@@ -121,7 +121,8 @@ fn parse(bytes: &[u8], number: usize) -> Result<Line, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         format!("expected UTF-8 text, found another byte at {}; convert it", error.valid_up_to())
     })?;
-    let fields: Fields = serde_json::from_str(text).map_err(|error| not_a_line(&error))?;
+    let fields: Fields = serde_json::from_str(text)
+        .map_err(|error| not_a_line(&error, r#"{"prompt": "Once upon a time"}"#))?;
     let content = match (fields.prompt, fields.prompt_ids) {
         (Some(text), None) if !text.is_empty() => Content::Text(text),
         (None, Some(ids)) if !ids.is_empty() => Content::Ids(ids),
@@ -158,12 +159,11 @@ fn id(asked: Option<Value>, number: usize) -> Result<Value, String> {
     }
 }
 
-/// Why a line is no prompt, without the parser's line, which is always 1.
-fn not_a_line(error: &serde_json::Error) -> String {
+/// Why a line of JSON is not what it should be, without the parser's line, which is always 1.
+pub fn not_a_line(error: &serde_json::Error, example: &str) -> String {
     let text = error.to_string();
     let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
-    let example = r#"expected an object as {"prompt": "Once upon a time"}"#;
     // It may quote the line, which may be long.
     let reason: String = reason.chars().take(200).collect();
-    format!("column {}: {reason}; {example}", error.column())
+    format!("column {}: {reason}; expected an object as {example}", error.column())
 }

@@ -1,74 +1,78 @@
-//! Passkey retrieval: a number of five digits hidden in text that says nothing else.
+//! Passkey retrieval: a number of five digits hidden in text that says nothing else, worded as kivi-tiny learned it.
 
 use anyhow::{Result, bail};
-use kivi_model::tokenizer::Tokenizer;
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
-use crate::hash;
+use super::grid::{self, Cell, Found};
+use super::task::{Ask, Case, Reader, Task};
+use crate::args::{GridArgs, PasskeyArgs};
 
 const HEAD: &str = "Somewhere in the following pages a number is hidden. Keep it in mind; you will be asked for it at the end.\n";
 const FILLER: &str =
     "The river runs to the sea. The wind is in the trees. The night was dark and the road was long.\n";
 const NEEDLE: &str = "The pass key is {key}. Remember it. {key} is the pass key.\n";
 const QUESTION: &str = "What is the pass key? The pass key is";
+const DIGITS: u32 = 5;
+/// Tokens of an answer: the digits, and what may come before them.
+const ANSWER_TOKENS: usize = 12;
 
-/// One prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Case {
-    /// Most tokens of the prompt; it has fewer by less than a line.
-    pub length: usize,
-    /// Where the number is, in thousandths of the text around it.
-    pub depth: usize,
-    /// Its place among the prompts of this length and depth.
-    pub trial: usize,
-    /// The number.
-    pub key: u64,
+/// The task.
+pub struct Passkey<'a> {
+    grid: &'a GridArgs,
 }
 
-impl Case {
-    /// The cases of a grid: `depths` places, evenly over the text, with `trials` numbers each. The numbers follow from `seed`.
-    pub fn grid(lengths: &[usize], depths: usize, trials: usize, seed: u64) -> Vec<Self> {
-        let places = (0..depths).map(|i| (2 * i + 1) * 500 / depths);
-        let of_length = |length: usize| {
-            let places = places.clone();
-            places.flat_map(move |depth| (0..trials).map(move |trial| Self::new(length, depth, trial, seed)))
-        };
-        lengths.iter().copied().flat_map(of_length).collect()
+impl<'a> Passkey<'a> {
+    /// The task that the arguments describe.
+    pub fn new(args: &'a PasskeyArgs) -> Self {
+        Self { grid: &args.grid }
     }
 
-    fn new(length: usize, depth: usize, trial: usize, seed: u64) -> Self {
-        let text = format!("passkey {seed} {length} {depth} {trial}");
-        let number = hash::number(Sha256::new_with_prefix(text));
-        Self { length, depth, trial, key: 10_000 + number % 90_000 }
-    }
-
-    /// What its result is called.
-    pub fn id(&self) -> String {
-        format!("passkey/{}/{}/{}", self.length, self.depth, self.trial)
-    }
-
-    /// The prompt.
-    ///
-    /// # Errors
-    /// The length is less than the question alone takes, or the tokenizer fails.
-    pub fn prompt(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let count = |text: &str| tokenizer.encode(text, false).map(|tokens| tokens.len());
-        let needle = NEEDLE.replace("{key}", &self.key.to_string());
-        let begin = tokenizer.encode("", true)?.len();
-        let fixed = begin + count(HEAD)? + count(&needle)? + count(QUESTION)?;
-        let length = self.length;
+    /// A prompt of at most the length that is asked for; it has fewer tokens by less than a line.
+    fn prompt(cell: &Cell, key: u64, reader: &Reader<'_>) -> Result<String> {
+        let needle = NEEDLE.replace("{key}", &key.to_string());
+        let begin = reader.tokenizer.encode("", true)?.len();
+        let fixed = begin + reader.count(HEAD)? + reader.count(&needle)? + reader.count(QUESTION)?;
+        let length = cell.length;
         let Some(room) = length.checked_sub(fixed) else {
             bail!("--lengths: expected at least {fixed} tokens, found {length}");
         };
-        let lines = room / count(FILLER)?.max(1);
-        let before = lines * self.depth / 1000;
+        let lines = room / reader.count(FILLER)?.max(1);
+        let before = lines * cell.depth / 1000;
         Ok([HEAD, &FILLER.repeat(before), &needle, &FILLER.repeat(lines - before), QUESTION].concat())
     }
+}
 
-    /// Whether an answer has the number.
-    pub fn is_right(&self, answer: &str) -> bool {
-        answer.contains(&self.key.to_string())
+impl Task for Passkey<'_> {
+    const NAME: &'static str = "passkey";
+    const SHORTEN: &'static str = "lower --lengths";
+    /// The place, and the number.
+    type Item = (Cell, u64);
+    type Summary = Found;
+
+    fn settings(&self) -> Vec<(&'static str, Value)> {
+        grid::settings(self.grid)
     }
+
+    fn cases(&self, reader: &Reader<'_>, limit: usize) -> Result<Vec<(Self::Item, Case)>> {
+        grid::check(&self.grid.lengths, ANSWER_TOKENS, reader.context)?;
+        let case = |cell: Cell| {
+            let key = cell.number(Self::NAME, self.grid.seed, DIGITS);
+            let ask = Ask::Text(Self::prompt(&cell, key, reader)?);
+            let id = cell.id(Self::NAME);
+            Ok(((cell, key), Case { id, ask, max_tokens: ANSWER_TOKENS, stop: Vec::new() }))
+        };
+        Cell::grid(self.grid).into_iter().take(limit).map(case).collect()
+    }
+
+    fn summary(&self, answers: &[((Cell, u64), String)]) -> Found {
+        answers.iter().map(|((cell, key), answer)| (*cell, has_number(answer, *key))).collect()
+    }
+}
+
+/// Whether an answer has a number, and not as a part of a longer one.
+pub fn has_number(answer: &str, number: u64) -> bool {
+    let number = number.to_string();
+    answer.split(|c: char| !c.is_ascii_digit()).any(|digits| digits == number)
 }
 
 #[cfg(test)]
@@ -76,26 +80,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grid_has_every_place_and_other_numbers() {
-        let grid = Case::grid(&[500, 1000], 10, 2, 0);
-        assert_eq!(grid.len(), 40);
-        assert_eq!(
-            grid.iter().take(6).map(|case| case.depth).collect::<Vec<_>>(),
-            [50, 50, 150, 150, 250, 250]
-        );
-        let mut keys: Vec<u64> = grid.iter().map(|case| case.key).collect();
-        assert!(keys.iter().all(|key| (10_000..100_000).contains(key)));
-        keys.sort_unstable();
-        keys.dedup();
-        assert!(keys.len() > 35);
-        assert_eq!(Case::grid(&[500], 10, 2, 0), grid[..20], "a case does not depend on the others");
-        assert_ne!(Case::grid(&[500], 10, 2, 1), grid[..20]);
-    }
-
-    #[test]
     fn an_answer_is_right_if_it_has_the_number() {
-        let case = Case { length: 1, depth: 1, trial: 0, key: 48_157 };
-        assert!(case.is_right(" 48157. Remember"));
-        assert!(!case.is_right(" 48 157") && !case.is_right(""));
+        assert!(has_number(" 48157. Remember", 48_157));
+        assert!(has_number("it is(48157)", 48_157));
+        assert!(!has_number(" 48 157", 48_157) && !has_number("", 48_157));
+        assert!(!has_number(" 481570", 48_157) && !has_number(" 148157", 48_157));
     }
 }
