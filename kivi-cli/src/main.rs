@@ -22,6 +22,7 @@ mod model_source;
 mod output;
 mod policy;
 mod prompts;
+mod provenance;
 mod report;
 mod settings;
 mod setup;

@@ -25,6 +25,9 @@ fn the_study_compares_widths_windows_groups_and_axes() {
     let passkey = ["--passkey", "300", "--trials", "2", "--json"];
     let found = kivi(&[&args[..], &passkey].concat()).ok().json();
     assert_eq!((found["command"].as_str(), found["windows"].as_u64()), (Some("ablate"), Some(1)));
+    for field in ["version", "date", "command_line", "model", "device", "dtype", "cpu", "threads"] {
+        assert!(!found[field].is_null(), "{field}");
+    }
     let names: Vec<_> = settings(&found).iter().map(|setting| setting["name"].as_str().unwrap()).collect();
     assert_eq!(
         names,

@@ -9,16 +9,18 @@ use serde::Serialize;
 
 use super::passkey::Prompt;
 use crate::format::thousands;
+use crate::provenance::Provenance;
 
 /// What came of it.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Always `ablate`.
     pub command: &'static str,
+    /// Where and when it ran, and what was asked for.
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// What messages call the model.
     pub model: String,
-    /// The device.
-    pub device: String,
     /// The text.
     pub file: String,
     /// Its tokens.
@@ -161,7 +163,7 @@ pub fn table(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").expect("a string grows");
     let n = |n: usize| thousands(n as u64);
-    line(format!("model        {}   on {}", report.model, report.device));
+    line(format!("model        {}   on {}", report.model, report.provenance.device));
     line(format!(
         "text         {}: {} tokens, {} windows of {}, the last {} of each scored one token a step",
         report.file,

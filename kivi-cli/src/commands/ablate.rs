@@ -13,10 +13,12 @@ use super::perplexity::{cut, not_scored, windows};
 use crate::ablate::results::{Report, Setting, table};
 use crate::ablate::{passkey, plan};
 use crate::args::AblateArgs;
+use crate::provenance::Provenance;
 use crate::{budget, format, model_source, output, settings, setup};
 
 /// Runs the command on `backend`; `quiet` leaves progress out.
 pub fn run<B: Backend>(backend: &B, args: &AblateArgs, quiet: bool) -> Result<()> {
+    let provenance = Provenance::new(backend)?;
     let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
     let cut = cut(&args.text, &config)?;
@@ -33,8 +35,8 @@ pub fn run<B: Backend>(backend: &B, args: &AblateArgs, quiet: bool) -> Result<()
     let found = caches.iter().zip(scores.iter().zip(&right));
     let report = Report {
         command: "ablate",
+        provenance,
         model: source.place(""),
-        device: setup::device(backend),
         file: format::path(&args.text.file),
         text_tokens,
         ctx_size: cut.ctx_size,
