@@ -1,5 +1,6 @@
 //! The command line as it is typed; `settings.rs` and `commands/` say what it means.
 
+mod ablate;
 mod bench;
 mod eval;
 mod values;
@@ -10,6 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use kivi_quant::{Bits, GroupSize, KvDtype};
 
 pub use crate::device::{Device, Dtype};
+pub use ablate::AblateArgs;
 pub use bench::{BenchArgs, Preset};
 pub use eval::{
     DataArgs, EvalArgs, EvalTask, GridArgs, Gsm8kArgs, LinesArgs, LongBenchArgs, NeedleArgs, PasskeyArgs,
@@ -44,6 +46,9 @@ pub enum Command {
     /// Say what 2 bits cost on a text: perplexity, and divergence from a 16-bit cache
     #[command(after_help = PERPLEXITY_HELP)]
     Perplexity(Box<PerplexityArgs>),
+    /// Say what each choice of a cache costs: axes, bits, groups, windows, by fake quantization
+    #[command(after_help = ABLATE_HELP)]
+    Ablate(Box<AblateArgs>),
     /// Say what a cache costs on a task
     Eval(Box<EvalArgs>),
     /// Time prompts and generation, and say what memory they take
@@ -64,6 +69,7 @@ impl Command {
             Self::Generate(args) => Some((&args.run.device, checkpoint(&args.model))),
             Self::Chat(args) => Some((&args.run.device, checkpoint(&args.model))),
             Self::Perplexity(args) => Some((&args.device, checkpoint(&args.model))),
+            Self::Ablate(args) => Some((&args.device, checkpoint(&args.model))),
             Self::Eval(args) => {
                 let run = args.task.run();
                 Some((&run.device, checkpoint(&run.model)))
@@ -110,6 +116,15 @@ decoding sees. docs/quality.md has the protocol and what the columns mean.
 Examples:
   kivi-cli perplexity -f story.txt
   kivi-cli perplexity -m Llama-3.2-1B -f wiki.txt -c 4096 --kv-bits 16,4,4:2,2 --limit 20 --json";
+
+const ABLATE_HELP: &str = "\
+The cache is not quantized: after each step, rows that a quantized one would have packed are replaced by what they would be read back \
+as. So keys and values can be tried per channel and per token, and no memory is saved. Protocol and columns are those of `perplexity`.
+
+Examples:
+  kivi-cli ablate -f story.txt --limit 8
+  kivi-cli ablate -f story.txt --keys channel,token --values token,channel --kv-bits 4,2 --json
+  kivi-cli ablate -f story.txt --kv-skip-layers none --kv-skip-layers 0,-1 --passkey 2000";
 
 const BENCH_HELP: &str = "\
 Each list is combined with each other. Generation takes the likeliest token and prints nothing. A cache of --depth tokens is \
@@ -239,11 +254,9 @@ pub struct MemoryArgs {
     pub kv_cache_memory: Option<u64>,
 }
 
-/// Arguments of `perplexity`.
+/// A text to score, and how it is cut.
 #[derive(Debug, Args)]
-pub struct PerplexityArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
+pub struct TextArgs {
     /// Text to score; `-` reads standard input
     #[arg(short, long, value_name = "PATH", help_heading = "Text")]
     pub file: PathBuf,
@@ -259,6 +272,15 @@ pub struct PerplexityArgs {
     #[arg(long, value_name = "N", value_parser = values::tokens, help_heading = "Text",
           allow_negative_numbers = true)]
     pub limit: Option<usize>,
+}
+
+/// Arguments of `perplexity`.
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub text: TextArgs,
     /// Bits of keys and values of each setting, as `16,4,4:2`; all are compared with 16, which need not be named
     #[arg(
         long,

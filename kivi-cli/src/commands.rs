@@ -1,5 +1,6 @@
 //! What each subcommand does.
 
+pub mod ablate;
 pub mod batch;
 pub mod bench;
 pub mod chat;

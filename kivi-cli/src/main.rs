@@ -1,6 +1,7 @@
 //! The command line of kivi: transformer inference with a 2-bit key/value cache.
 #![forbid(unsafe_code)]
 
+mod ablate;
 mod args;
 mod batch;
 mod bench;
@@ -21,6 +22,7 @@ mod model_source;
 mod output;
 mod policy;
 mod prompts;
+mod provenance;
 mod report;
 mod settings;
 mod setup;
@@ -70,6 +72,7 @@ fn on<B: Backend>(backend: &B, command: &Command, quiet: bool) -> anyhow::Result
         Command::Eval(args) => commands::eval::run(backend, &args.task, quiet),
         Command::Bench(args) => commands::bench::run(backend, args, quiet),
         Command::Perplexity(args) => commands::perplexity::run(backend, args, quiet),
+        Command::Ablate(args) => commands::ablate::run(backend, args, quiet),
         command => without_backend(command, quiet),
     }
 }

@@ -52,8 +52,15 @@ fn the_table_of_inspect_is_the_one_shown() {
 
 #[test]
 fn every_flag_exists() {
-    let commands =
-        [&["generate"][..], &["chat"], &["perplexity"], &["eval", "passkey"], &["bench"], &["inspect"]];
+    let commands = [
+        &["generate"][..],
+        &["chat"],
+        &["perplexity"],
+        &["ablate"],
+        &["eval", "passkey"],
+        &["bench"],
+        &["inspect"],
+    ];
     let help = commands.map(|command| kivi(&[command, &["--help"]].concat()).ok().stdout).concat();
     let is_flag = |word: &&str| {
         ["--kv-", "--max-", "--t", "--chat", "--save", "--load"].iter().any(|start| word.starts_with(start))

@@ -3,6 +3,7 @@
 mod fill;
 mod pages;
 mod rewind;
+mod rewrite;
 mod transfer;
 
 use kivi_kernels::{Backend, GroupStep, KvLayer, StepError, ops};

@@ -13,6 +13,7 @@ mod filled;
 mod flight;
 mod kept;
 mod memory;
+mod rewrite;
 mod types;
 
 use flight::Flight;

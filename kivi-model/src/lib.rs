@@ -7,6 +7,7 @@ pub mod chat;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod fake;
 mod falcon;
 pub mod generate;
 pub mod generation_config;

@@ -11,6 +11,7 @@ use kivi_kernels::{Backend, KernelError, StepError};
 use crate::engine::{
     CacheUse, Engine, EngineConfig, EngineError, Event, Request, SequenceError, SubmitError,
 };
+use crate::fake::{FakeCache, FakeQuantizer};
 use crate::model::Model;
 use crate::policy::CachePolicy;
 
@@ -34,6 +35,27 @@ impl Cut {
 
     fn prompt(&self) -> usize {
         self.ctx_size - self.stride
+    }
+}
+
+/// A cache that a text is scored over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// A cache that keeps what it says.
+    Cache(CachePolicy),
+    /// A cache of 16 bits, read back as if it were quantized.
+    Fake(FakeCache),
+}
+
+impl From<CachePolicy> for Setting {
+    fn from(policy: CachePolicy) -> Self {
+        Self::Cache(policy)
+    }
+}
+
+impl From<FakeCache> for Setting {
+    fn from(cache: FakeCache) -> Self {
+        Self::Fake(cache)
     }
 }
 
@@ -124,15 +146,15 @@ pub enum PerplexityError<E: KernelError> {
     Step(#[from] StepError<E>),
 }
 
-/// Scores `windows` over each of `policies`, `batch_size` windows at a time. `progress` is called with the number of scored
-/// tokens of the first policy.
+/// Scores `windows` over each of `settings`, `batch_size` windows at a time. `progress` is called with the number of scored
+/// tokens of the first setting.
 ///
 /// # Errors
 /// The stride or a setting is impossible, or the device fails.
 pub fn compare<B: Backend>(
     backend: &B,
     model: &Model<B>,
-    policies: &[CachePolicy],
+    settings: &[Setting],
     (cut, windows): (Cut, &[Vec<u32>]),
     batch_size: usize,
     progress: &mut dyn FnMut(usize),
@@ -141,11 +163,16 @@ pub fn compare<B: Backend>(
     if stride == 0 || stride >= ctx_size {
         return Err(PerplexityError::Stride { most: ctx_size.saturating_sub(1), ctx_size, stride });
     }
-    let engines = policies.iter().map(|policy| {
-        Ok(Runner { engine: Engine::new(backend, model, sizes(policy, cut, batch_size))?, ids: Vec::new() })
+    let engines = settings.iter().map(|setting| {
+        let engine = Engine::new(backend, model, sizes(setting, cut, batch_size))?;
+        let quantizer = match setting {
+            Setting::Cache(_) => None,
+            Setting::Fake(cache) => Some(FakeQuantizer::new(cache.clone())),
+        };
+        Ok(Runner { engine, quantizer, ids: Vec::new() })
     });
     let mut engines = engines.collect::<Result<Vec<_>, PerplexityError<B::Error>>>()?;
-    let mut scores = vec![Scores::default(); policies.len()];
+    let mut scores = vec![Scores::default(); settings.len()];
     for (n, batch) in windows.chunks(batch_size.max(1)).enumerate() {
         let first = n * batch_size.max(1);
         engines.iter_mut().try_for_each(|runner| runner.submit(cut, batch))?;
@@ -164,11 +191,14 @@ pub fn compare<B: Backend>(
     Ok(scores)
 }
 
-/// The engine of [`compare`] for a policy: `batch_size` windows run in it from the first step on.
-pub fn sizes(policy: &CachePolicy, cut: Cut, batch_size: usize) -> EngineConfig {
+/// The engine of [`compare`] for a setting: `batch_size` windows run in it from the first step on.
+pub fn sizes(setting: &Setting, cut: Cut, batch_size: usize) -> EngineConfig {
     let seqs = batch_size.max(1);
     EngineConfig {
-        cache: policy.clone(),
+        cache: match setting {
+            Setting::Cache(policy) => policy.clone(),
+            Setting::Fake(cache) => cache.engine_cache(),
+        },
         max_context: cut.ctx_size + 1,
         max_seqs: seqs,
         max_batched_tokens: cut.prompt().saturating_mul(seqs),
@@ -183,6 +213,7 @@ type Scored = (usize, u32, Vec<f32>);
 /// An engine and the windows that run in it.
 struct Runner<'a, B: Backend> {
     engine: Engine<'a, B>,
+    quantizer: Option<FakeQuantizer>,
     ids: Vec<crate::engine::SeqId>,
 }
 
@@ -200,9 +231,13 @@ impl<B: Backend> Runner<'_, B> {
 
     /// One step: what each window that has a prediction has.
     fn step(&mut self, first: usize, scores: &mut Scores) -> Result<Vec<Scored>, PerplexityError<B::Error>> {
+        let events = self.engine.step()?;
+        if let Some(quantizer) = &mut self.quantizer {
+            quantizer.update(&mut self.engine, &self.ids).map_err(StepError::from)?;
+        }
         let place = |id| self.ids.iter().position(|known| *known == id).unwrap_or(0);
         let mut predictions = Vec::new();
-        for event in self.engine.step()? {
+        for event in events {
             match event {
                 Event::Token { id, token, logits } => {
                     predictions.push((place(id), token, logits.unwrap_or_default()));

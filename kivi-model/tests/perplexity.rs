@@ -3,7 +3,7 @@
 mod models;
 
 use kivi_kernels_ref::Cpu;
-use kivi_model::perplexity::{Cut, PerplexityError, Scores, compare};
+use kivi_model::perplexity::{Cut, PerplexityError, Scores, Setting, compare};
 use kivi_model::policy::CachePolicy;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype};
 use models::{golden, ids, kivi_tiny};
@@ -16,12 +16,12 @@ fn text() -> Vec<u32> {
     documents.flat_map(|document| ids(&document["ids"]).split_off(1)).collect()
 }
 
-fn policy(case: &Value) -> CachePolicy {
+fn setting(case: &Value) -> Setting {
     let number = |field: &str| case[field].as_u64().expect("a number");
     let bits = |field| Bits::try_from(number(field) as u32).expect("a width");
     let residual = number("residual") as usize;
     let config = KiviConfig::new(bits("k_bits"), bits("v_bits"), GroupSize::G32, residual);
-    config.expect("a valid cache").with_kv_dtype(KvDtype::F32).into()
+    CachePolicy::from(config.expect("a valid cache").with_kv_dtype(KvDtype::F32)).into()
 }
 
 #[test]
@@ -33,9 +33,9 @@ fn scores_are_those_of_pytorch() {
     let size = |field: &str| golden[field].as_u64().expect("a number") as usize;
     let cut = Cut { ctx_size: size("ctx_size"), stride: size("stride") };
     let windows = cut.windows(&[0], &text());
-    let policies: Vec<_> = cases.iter().map(policy).collect();
+    let settings: Vec<_> = cases.iter().map(setting).collect();
     // Fewer windows at a time than there are, and a batch that is not full at the end.
-    let scores = compare(&backend, &model, &policies, (cut, &windows), 5, &mut |_| {}).expect("scores");
+    let scores = compare(&backend, &model, &settings, (cut, &windows), 5, &mut |_| {}).expect("scores");
     for (case, scores) in cases.iter().zip(&scores) {
         let expected = |field: &str| case[field].as_f64().expect("a number");
         assert_eq!(scores.nll.len(), size("scored"));

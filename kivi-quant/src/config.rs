@@ -183,6 +183,12 @@ impl KiviConfig {
         })
     }
 
+    /// The same cache with codes of other widths.
+    #[must_use]
+    pub fn with_bits(self, k_bits: Bits, v_bits: Bits) -> Self {
+        Self { k_bits, v_bits, ..self }
+    }
+
     /// The same cache with full-precision rows of another type.
     #[must_use]
     pub fn with_kv_dtype(self, kv_dtype: KvDtype) -> Self {

@@ -82,8 +82,8 @@ impl Host {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: option_env!("KIVI_COMMIT").map(Into::into),
-            date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
+            date: date(),
+            command: command_line(),
             model,
             random_weights,
             shape: Shape::new(config),
@@ -114,8 +114,18 @@ impl Shape {
     }
 }
 
+/// The time, UTC.
+pub fn date() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// What was typed.
+pub fn command_line() -> Vec<String> {
+    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
+}
+
 /// The driver's version, and the CUDA that it supports.
-fn driver() -> Option<String> {
+pub fn driver() -> Option<String> {
     let file = read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
     let version = file.split_whitespace().find(|word| word.chars().all(|c| c.is_ascii_digit() || c == '.'));
     let cuda = devices().ok()?.into_iter().find_map(Result::ok).map(|info| info.driver)?;
@@ -124,7 +134,7 @@ fn driver() -> Option<String> {
 }
 
 /// The processor's name.
-fn cpu() -> String {
+pub fn cpu() -> String {
     let info = read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())

@@ -3,16 +3,16 @@
 use std::fmt::Write;
 
 use anyhow::{Result, bail};
-use kivi_kernels::{Backend, DType, Element};
+use kivi_kernels::{Backend, DType, Element, KernelError};
 use kivi_model::config::ModelConfig;
-use kivi_model::perplexity::{Cut, PerplexityError, Scores, compare, sizes};
+use kivi_model::perplexity::{self, Cut, PerplexityError, Scores, compare, sizes};
 use kivi_model::policy::CachePolicy;
 use kivi_model::source::Source;
 use kivi_model::tokenizer::Tokenizer;
 use kivi_quant::Bits;
 use serde::Serialize;
 
-use crate::args::{KvBits, PerplexityArgs};
+use crate::args::{KvBits, PerplexityArgs, TextArgs};
 use crate::failure::Usage;
 use crate::format::{size, thousands};
 use crate::{budget, model_source, output, policy, prompts, settings, setup};
@@ -55,19 +55,10 @@ struct Setting {
 pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Result<()> {
     let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
-    let context = settings::context(None, &config)?;
-    let ctx_size = args.ctx_size.unwrap_or(CTX_SIZE.min(context.tokens));
-    settings::context(Some(ctx_size), &config)?;
-    let cut = Cut { ctx_size, stride: args.stride.unwrap_or(ctx_size / 2) };
-    if cut.stride == 0 || cut.stride >= cut.ctx_size {
-        let (most, found) = (cut.ctx_size.saturating_sub(1), cut.stride);
-        return Err(Usage(format!(
-            "--stride: expected 1 to {most} for --ctx-size {ctx_size}, found {found}"
-        ))
-        .into());
-    }
+    let cut = cut(&args.text, &config)?;
     let policies = policies(args, config.n_layers, B::Act::DTYPE)?;
-    let (text_tokens, windows) = windows(args, &source, &config, cut)?;
+    let tokenizer = Tokenizer::load(&source, config.vocab_size)?;
+    let (text_tokens, windows) = windows(&args.text, &tokenizer, cut)?;
 
     let (model, _) = setup::load(backend, &source, !quiet && !args.json)?;
     let scored = (windows.len() * cut.stride) as u64;
@@ -77,22 +68,20 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
         "{spinner} {msg}: {pos}/{len} tokens, {elapsed}, {eta} left",
     );
     bar.set_length(scored);
-    let engines = |batch| policies.iter().map(|policy| sizes(policy, cut, batch)).collect();
+    let settings: Vec<perplexity::Setting> = policies.iter().cloned().map(Into::into).collect();
+    let engines = |batch| settings.iter().map(|setting| sizes(setting, cut, batch)).collect();
     let batch_size = budget::batch(backend, &config, (&args.memory, args.batch_size), engines)?;
-    let scores = compare(backend, &model, &policies, (cut, &windows), batch_size, &mut |done| {
+    let scores = compare(backend, &model, &settings, (cut, &windows), batch_size, &mut |done| {
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    let scores = scores.map_err(|error| match error {
-        PerplexityError::Engine(error) => setup::not_made(error, &source.place("config.json")),
-        other => other.into(),
-    })?;
+    let scores = scores.map_err(|error| not_scored(error, &source))?;
     let report = Report {
         model: source.place(""),
         device: setup::device(backend),
-        file: crate::format::path(&args.file),
+        file: crate::format::path(&args.text.file),
         text_tokens,
-        ctx_size,
+        ctx_size: cut.ctx_size,
         stride: cut.stride,
         windows: windows.len(),
         scored_tokens: windows.len() * cut.stride,
@@ -104,6 +93,30 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
     };
     let json = || serde_json::to_string_pretty(&report).map(|json| json + "\n");
     output::write(&if args.json { json()? } else { table(&report) })
+}
+
+/// How the flags cut a text for a model.
+pub fn cut(args: &TextArgs, config: &ModelConfig) -> Result<Cut> {
+    let context = settings::context(None, config)?;
+    let ctx_size = args.ctx_size.unwrap_or(CTX_SIZE.min(context.tokens));
+    settings::context(Some(ctx_size), config)?;
+    let cut = Cut { ctx_size, stride: args.stride.unwrap_or(ctx_size / 2) };
+    if cut.stride == 0 || cut.stride >= cut.ctx_size {
+        let (most, found) = (cut.ctx_size.saturating_sub(1), cut.stride);
+        return Err(Usage(format!(
+            "--stride: expected 1 to {most} for --ctx-size {ctx_size}, found {found}"
+        ))
+        .into());
+    }
+    Ok(cut)
+}
+
+/// Why a text was not scored, with the file at fault.
+pub fn not_scored<E: KernelError>(error: PerplexityError<E>, source: &Source) -> anyhow::Error {
+    match error {
+        PerplexityError::Engine(error) => setup::not_made(error, &source.place("config.json")),
+        other => other.into(),
+    }
 }
 
 /// The settings, 16 bits first.
@@ -122,13 +135,7 @@ fn policies(args: &PerplexityArgs, n_layers: usize, act: DType) -> Result<Vec<Ca
 }
 
 /// The number of tokens of the text, and its windows.
-fn windows(
-    args: &PerplexityArgs,
-    source: &Source,
-    config: &ModelConfig,
-    cut: Cut,
-) -> Result<(usize, Vec<Vec<u32>>)> {
-    let tokenizer = Tokenizer::load(source, config.vocab_size)?;
+pub fn windows(args: &TextArgs, tokenizer: &Tokenizer, cut: Cut) -> Result<(usize, Vec<Vec<u32>>)> {
     let text = prompts::read_text(&args.file)?;
     let begin = tokenizer.encode("", true)?;
     let tokens = tokenizer.encode(&text, false)?;
