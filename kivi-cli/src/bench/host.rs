@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// What a number is worth nothing without.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Host {
+    /// What wrote the file: `bench`.
+    #[serde(skip_deserializing)]
+    pub command: &'static str,
     /// Version of kivi.
     pub version: String,
     /// The commit that was built, if it is known.
@@ -17,7 +20,8 @@ pub struct Host {
     /// When it began, UTC.
     pub date: String,
     /// The command line.
-    pub command: Vec<String>,
+    #[serde(default)]
+    pub command_line: Vec<String>,
     /// What was measured.
     pub model: String,
     /// Whether its weights are random.
@@ -83,7 +87,8 @@ impl Host {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: option_env!("KIVI_COMMIT").map(Into::into),
             date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
+            command: "bench",
+            command_line: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
             model,
             random_weights,
             shape: Shape::new(config),

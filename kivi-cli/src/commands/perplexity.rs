@@ -20,9 +20,13 @@ use crate::{budget, model_source, output, policy, prompts, settings, setup};
 /// Tokens of a window unless said.
 const CTX_SIZE: usize = 2048;
 
+/// Runs of places in a window that divergences are averaged over.
+const POSITIONS: usize = 32;
+
 /// What came of it.
 #[derive(Serialize)]
 struct Report {
+    command: &'static str,
     model: String,
     device: String,
     file: String,
@@ -46,6 +50,8 @@ struct Setting {
     median_kld: f64,
     p99_kld: f64,
     max_kld: f64,
+    /// Means by place in the window: the first place of each run of places, and the mean.
+    kld_by_position: Vec<(usize, f64)>,
     same_top: f64,
     bits_per_element: f64,
     cache_bytes: usize,
@@ -88,6 +94,7 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
         other => other.into(),
     })?;
     let report = Report {
+        command: "perplexity",
         model: source.place(""),
         device: setup::device(backend),
         file: crate::format::path(&args.file),
@@ -157,6 +164,7 @@ fn setting(policy: &CachePolicy, scores: &Scores, windows: usize) -> Setting {
         median_kld: scores.kld_quantile(0.5),
         p99_kld: scores.kld_quantile(0.99),
         max_kld: scores.kld_quantile(1.0),
+        kld_by_position: scores.kld_by_position(POSITIONS),
         same_top: scores.same_top_share(),
         bits_per_element: scores.cache.used.bits_per_element(),
         cache_bytes: scores.cache.used.used() / windows,
