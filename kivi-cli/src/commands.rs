@@ -7,4 +7,6 @@ pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod inspect_kv;
 pub mod perplexity;
+pub mod plot;

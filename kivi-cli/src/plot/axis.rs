@@ -112,20 +112,12 @@ impl Axis {
         let stride = ((last - first + 1).max(1) as usize).div_ceil(most);
         let label = |power: i32| if base == 2.0 { binary(power) } else { decade(power) };
         // From the last one back, so that the stride keeps what is most asked for.
-        (first..=last).rev().step_by(stride).map(|power| (base.powi(power), label(power))).rev_sorted()
-    }
-}
-
-/// Turns what came from the end around.
-trait RevSorted: Iterator<Item = (f64, String)> + Sized {
-    fn rev_sorted(self) -> Vec<(f64, String)> {
-        let mut out: Vec<_> = self.collect();
+        let mut out: Vec<_> =
+            (first..=last).rev().step_by(stride).map(|power| (base.powi(power), label(power))).collect();
         out.reverse();
         out
     }
 }
-
-impl<I: Iterator<Item = (f64, String)>> RevSorted for I {}
 
 /// `2^power`: `512`, `4K`, `128K`, `1M`.
 fn binary(power: i32) -> String {
@@ -193,7 +185,9 @@ mod tests {
 
     #[test]
     fn any_number_has_an_axis() {
-        for values in [&[][..], &[0.0], &[-3.0, -1.0], &[1e99], &[1e-300, 1e99], &[1e-300], &[7.0, 7.0], &[-1e99, 1e99]] {
+        for values in
+            [&[][..], &[0.0], &[-3.0, -1.0], &[1e99], &[1e-300, 1e99], &[1e-300], &[7.0, 7.0], &[-1e99, 1e99]]
+        {
             for scale in [Scale::Linear, Scale::Doubling, Scale::Decades] {
                 assert!(labels(values, scale).len() <= 11, "{values:?}");
             }

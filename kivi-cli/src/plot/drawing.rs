@@ -6,7 +6,9 @@ use anyhow::{Context, Result, anyhow};
 use plotters::backend::DrawingBackend;
 use plotters::coord::Shift;
 use plotters::element::{Circle, PathElement, Polygon, Rectangle};
-use plotters::prelude::{BitMapBackend, DrawingArea, FontTransform, IntoDrawingArea, IntoFont, RGBColor, SVGBackend};
+use plotters::prelude::{
+    BitMapBackend, DrawingArea, FontTransform, IntoDrawingArea, IntoFont, RGBColor, SVGBackend,
+};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, TextStyle};
 
@@ -111,7 +113,9 @@ impl Drawing {
         let file = tempfile::Builder::new().suffix(format.suffix()).tempfile_in(dir).with_context(name)?;
         match format {
             Format::Svg => std::fs::write(file.path(), self.svg()?).with_context(name)?,
-            Format::Png => self.on(BitMapBackend::new(file.path(), self.size(2.0)), 2.0, 1.0).with_context(name)?,
+            Format::Png => {
+                self.on(BitMapBackend::new(file.path(), self.size(2.0)), 2.0, 1.0).with_context(name)?
+            }
         }
         file.persist(path).with_context(name).map(drop)
     }
@@ -202,7 +206,7 @@ impl<DB: DrawingBackend> Brush<'_, DB> {
         .map_err(|error| error.to_string())
     }
 
-    fn style(&self, text: &Text) -> TextStyle<'static> {
+    fn style<'a>(&self, text: &'a Text) -> TextStyle<'a> {
         let anchor = match text.anchor {
             Anchor::Start => HPos::Left,
             Anchor::Middle => HPos::Center,

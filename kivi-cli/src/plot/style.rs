@@ -125,7 +125,9 @@ mod tests {
     fn long_text_is_cut_to_its_width() {
         load_font().unwrap();
         assert_eq!(fit(12.0, "short", 200.0), "short");
-        for text in ["meta-llama/Llama-2-7b-chat-hf-and-much-more".repeat(9), "i".repeat(100_000), "界".repeat(50)] {
+        for text in
+            ["meta-llama/Llama-2-7b-chat-hf-and-much-more".repeat(9), "i".repeat(100_000), "界".repeat(50)]
+        {
             for most in [100.0, 20.0] {
                 let cut = fit(12.0, &text, most);
                 assert!(cut.contains('…') && width(12.0, &cut) <= most, "{cut}");
