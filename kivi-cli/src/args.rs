@@ -3,6 +3,7 @@
 mod ablate;
 mod bench;
 mod eval;
+mod plot;
 mod values;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub use eval::{
     DataArgs, EvalArgs, EvalTask, GridArgs, Gsm8kArgs, LinesArgs, LongBenchArgs, NeedleArgs, PasskeyArgs,
     TaskArgs,
 };
+pub use plot::{PlotArgs, PlotKind};
 pub use values::{KvBits, LayerList, MAX_TOKENS, PromptIds};
 
 /// Transformer inference with a 2-bit key/value cache (KIVI).
@@ -56,7 +58,10 @@ pub enum Command {
     Bench(Box<BenchArgs>),
     /// Say what a checkpoint is, and what its cache takes, without loading its weights
     #[command(after_help = INSPECT_HELP)]
-    Inspect(InspectArgs),
+    Inspect(Box<InspectArgs>),
+    /// Draw what bench, perplexity, eval, ablate or inspect found, as SVG or PNG
+    #[command(after_help = PLOT_HELP)]
+    Plot(PlotArgs),
     /// Say where kivi can compute, and why not elsewhere
     Devices(DevicesArgs),
 }
@@ -78,7 +83,8 @@ impl Command {
                 Some(shape) => Some((&args.device, WeightsFrom::Random(shape))),
                 None => Some((&args.device, checkpoint(&args.model))),
             },
-            Self::Inspect(_) | Self::Devices(_) => None,
+            Self::Inspect(args) => args.reads_text().then(|| (&args.device, checkpoint(&args.model))),
+            Self::Plot(_) | Self::Devices(_) => None,
         }
     }
 }
@@ -136,7 +142,17 @@ Examples:
 
 const INSPECT_HELP: &str = "\
 Examples:
-  kivi-cli inspect Llama-3.2-1B -c 32768 --batch-size 8";
+  kivi-cli inspect Llama-3.2-1B -c 32768 --batch-size 8
+  kivi-cli inspect Llama-3.2-1B -f story.txt --layers 0,8,-1 --json > kv.json";
+
+const PLOT_HELP: &str = "\
+Text in a PNG is of the font that is part of the program. Several results are drawn together: rows of bench, caches of perplexity, \
+and answers of eval beside each other.
+
+Examples:
+  kivi-cli plot bench.json --kind step-time -o step-time.svg
+  kivi-cli plot 16-bits.json 2-bits.json -o passkey.png
+  kivi-cli plot bench.json -o figures/";
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
@@ -323,9 +339,39 @@ pub struct InspectArgs {
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = values::tokens,
           help_heading = "Cache", allow_negative_numbers = true)]
     pub batch_size: usize,
+    /// Load the model, read this text over a 16-bit cache, and say how large its keys and values are; `-` reads standard input
+    #[arg(long, value_name = "PROMPT", help_heading = "Keys and values", group = "text")]
+    pub kv: Option<String>,
+    /// The same with the text of this file
+    #[arg(short, long, value_name = "PATH", help_heading = "Keys and values", group = "text")]
+    pub file: Option<PathBuf>,
+    /// Layers to show, as `0,3,-1` [default: four from the first to the last]
+    #[arg(
+        long,
+        value_name = "LAYERS",
+        allow_hyphen_values = true,
+        help_heading = "Keys and values",
+        requires = "text"
+    )]
+    pub layers: Option<LayerList>,
+    /// KV head whose magnitudes --json gives
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::head, help_heading = "Keys and values",
+          requires = "text", allow_negative_numbers = true)]
+    pub head: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object
     #[arg(long, help_heading = "Run")]
     pub json: bool,
+}
+
+impl InspectArgs {
+    /// Whether there is a text whose keys and values are asked for.
+    pub fn reads_text(&self) -> bool {
+        self.kv.is_some() || self.file.is_some()
+    }
 }
 
 /// Arguments of `devices`.

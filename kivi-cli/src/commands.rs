@@ -8,4 +8,6 @@ pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod inspect_kv;
 pub mod perplexity;
+pub mod plot;

@@ -47,7 +47,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
     }
     let command = std::env::args_os().nth(1);
-    let known = ["generate", "chat", "perplexity", "ablate", "eval", "bench", "inspect", "devices"]
+    let known = ["generate", "chat", "perplexity", "ablate", "eval", "bench", "inspect", "plot", "devices"]
         .into_iter()
         .find(|name| command.as_deref() == Some(name.as_ref()));
     let help = known.map_or("kivi-cli --help".to_owned(), |name| format!("kivi-cli {name} --help"));

@@ -17,9 +17,11 @@ mod hash;
 mod hub;
 mod hub_name;
 mod json;
+mod magnitudes;
 mod memory;
 mod model_source;
 mod output;
+mod plot;
 mod policy;
 mod prompts;
 mod provenance;
@@ -73,6 +75,7 @@ fn on<B: Backend>(backend: &B, command: &Command, quiet: bool) -> anyhow::Result
         Command::Bench(args) => commands::bench::run(backend, args, quiet),
         Command::Perplexity(args) => commands::perplexity::run(backend, args, quiet),
         Command::Ablate(args) => commands::ablate::run(backend, args, quiet),
+        Command::Inspect(args) => commands::inspect_kv::run(backend, args, quiet),
         command => without_backend(command, quiet),
     }
 }
@@ -80,6 +83,7 @@ fn on<B: Backend>(backend: &B, command: &Command, quiet: bool) -> anyhow::Result
 fn without_backend(command: &Command, quiet: bool) -> anyhow::Result<()> {
     match command {
         Command::Inspect(args) => commands::inspect::run(args, quiet),
+        Command::Plot(args) => commands::plot::run(args),
         Command::Devices(args) => commands::devices::run(args),
         _ => Ok(()),
     }

@@ -57,7 +57,7 @@ pub fn read(args: &LayerArgs, base: KiviConfig, n_layers: usize) -> Result<Cache
 }
 
 /// The place of a layer; negative ones count from the last.
-fn index(layer: i64, n_layers: usize) -> Result<usize, String> {
+pub fn index(layer: i64, n_layers: usize) -> Result<usize, String> {
     let n = n_layers as i64;
     let index = if layer < 0 { layer.saturating_add(n) } else { layer };
     let known = (0..n).contains(&index).then_some(index as usize);

@@ -56,9 +56,10 @@ fn every_combination_is_a_row_with_its_samples() {
         let full = row["cache"]["k_bits"] == 16;
         assert_eq!(row["over_16_bits"].is_null(), full, "{row}");
     }
-    for field in ["version", "date", "command", "model", "device", "dtype", "cpu", "threads"] {
+    for field in ["version", "date", "command_line", "model", "device", "dtype", "cpu", "threads"] {
         assert!(!results[field].is_null(), "{field}");
     }
+    assert_eq!(results["command"], "bench");
     assert_eq!(results["settings"]["repetitions"], 2);
     assert_eq!(results["shape"]["num_hidden_layers"], 2);
 }

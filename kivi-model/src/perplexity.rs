@@ -6,6 +6,8 @@
 //! is scored where it stands and then taken, one token a step, so that all but the first are predicted over the quantized past
 //! that decoding sees. All settings run in the same steps, and each is compared with the first one.
 
+use std::collections::BTreeMap;
+
 use kivi_kernels::{Backend, KernelError, StepError};
 
 use crate::engine::{
@@ -67,6 +69,8 @@ pub struct Scores {
     /// Kullback-Leibler divergence of each prediction from that of the first setting, in nats:
     /// `sum_t p(t) ln(p(t) / q(t))`, `p` of the first setting.
     pub kld: Vec<f64>,
+    /// The place of each scored token in its window.
+    pub places: Vec<usize>,
     /// Predictions whose likeliest token is that of the first setting.
     pub same_top: usize,
     /// What the caches of all windows took at their ends.
@@ -96,6 +100,21 @@ impl Scores {
         sorted.sort_by(f64::total_cmp);
         let place = (q * sorted.len() as f64).ceil() as usize;
         sorted.get(place.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(0.0)
+    }
+
+    /// Mean of the divergences by place in the window: the places are cut into at most `bins` runs of one length; the first place
+    /// of each, and its mean.
+    pub fn kld_by_position(&self, bins: usize) -> Vec<(usize, f64)> {
+        let (Some(first), Some(last)) = (self.places.iter().min(), self.places.iter().max()) else {
+            return Vec::new();
+        };
+        let run = (last - first + 1).div_ceil(bins.max(1));
+        let mut sums: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
+        for (place, kld) in self.places.iter().zip(&self.kld) {
+            let (sum, n) = sums.entry((place - first) / run).or_default();
+            (*sum, *n) = (*sum + kld, *n + 1);
+        }
+        sums.into_iter().map(|(i, (sum, n))| (first + i * run, sum / n as f64)).collect()
     }
 
     /// Share of predictions with the same likeliest token.
@@ -169,7 +188,7 @@ pub fn compare<B: Backend>(
             Setting::Cache(_) => None,
             Setting::Fake(cache) => Some(FakeQuantizer::new(cache.clone())),
         };
-        Ok(Runner { engine, quantizer, ids: Vec::new() })
+        Ok(Runner { engine, quantizer, ids: Vec::new(), next: Vec::new() })
     });
     let mut engines = engines.collect::<Result<Vec<_>, PerplexityError<B::Error>>>()?;
     let mut scores = vec![Scores::default(); settings.len()];
@@ -180,6 +199,8 @@ pub fn compare<B: Backend>(
             let mut base: Vec<Option<Prediction>> = batch.iter().map(|_| None).collect();
             for (runner, scores) in engines.iter_mut().zip(&mut scores) {
                 for (window, token, logits) in runner.step(first, scores)? {
+                    scores.places.push(runner.next[window]);
+                    runner.next[window] += 1;
                     let prediction = Prediction::of(&logits);
                     let base = base[window].get_or_insert_with(|| prediction.clone());
                     scores.add(base, &prediction, token);
@@ -215,6 +236,8 @@ struct Runner<'a, B: Backend> {
     engine: Engine<'a, B>,
     quantizer: Option<FakeQuantizer>,
     ids: Vec<crate::engine::SeqId>,
+    /// Where the next token of each window stands in it.
+    next: Vec<usize>,
 }
 
 impl<B: Backend> Runner<'_, B> {
@@ -225,6 +248,7 @@ impl<B: Backend> Runner<'_, B> {
             let request = Request::new(window[..prompt].to_vec(), cut.stride);
             engine.submit(Request { forced, want_logits: true, ..request })
         };
+        self.next = vec![prompt; windows.len()];
         self.ids = windows.iter().map(submit).collect::<Result<_, _>>()?;
         Ok(())
     }

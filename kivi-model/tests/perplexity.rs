@@ -2,6 +2,8 @@
 
 mod models;
 
+use std::collections::BTreeSet;
+
 use kivi_kernels_ref::Cpu;
 use kivi_model::perplexity::{Cut, PerplexityError, Scores, Setting, compare};
 use kivi_model::policy::CachePolicy;
@@ -50,6 +52,11 @@ fn scores_are_those_of_pytorch() {
     }
     assert_eq!((scores[0].mean_kld(), scores[0].same_top_share()), ((0.0, 0.0), 1.0), "against itself");
     assert!(scores[3].mean_kld().0 > scores[2].mean_kld().0, "2 bits are worse than 4");
+    for scores in &scores {
+        let places: BTreeSet<usize> = scores.places.iter().copied().collect();
+        assert_eq!(places, (cut.ctx_size - cut.stride..cut.ctx_size).collect());
+        assert!(places.iter().all(|p| scores.places.iter().filter(|q| *q == p).count() == windows.len()));
+    }
     assert!(scores[3].cache.used.used() < scores[2].cache.used.used());
 }
 
@@ -82,4 +89,16 @@ fn quantiles_and_errors() {
     // The variance of 1, 2, 3, 4 is 5/3.
     assert!(mean == 2.5 && (error - (5.0_f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
     assert_eq!(Scores::default().kld_quantile(0.5), 0.0);
+}
+
+/// Windows that run at the same time come in turns, and one that is alone does not.
+#[test]
+fn divergence_by_place() {
+    let (places, kld) =
+        (vec![8, 8, 9, 9, 10, 10, 8, 9, 10], vec![1.0, 2.0, 4.0, 5.0, 7.0, 8.0, 3.0, 6.0, 9.0]);
+    let scores = Scores { places, kld, ..Scores::default() };
+    assert_eq!(scores.kld_by_position(32), [(8, 2.0), (9, 5.0), (10, 8.0)]);
+    assert_eq!(scores.kld_by_position(2), [(8, 3.5), (10, 8.0)]);
+    assert_eq!(scores.kld_by_position(0), [(8, 5.0)]);
+    assert!(Scores::default().kld_by_position(32).is_empty());
 }

@@ -9,12 +9,11 @@ use kivi_model::saved::SavedCache;
 use kivi_model::source::Source;
 use kivi_model::tokenizer::Tokenizer;
 
-use crate::args::AblateArgs;
-use crate::eval::passkey::Case;
+use crate::args::{AblateArgs, GridArgs};
+use crate::eval::grid::Cell;
+use crate::eval::passkey::{ANSWER_TOKENS, Passkey, has_number};
+use crate::eval::task::{Reader, Task};
 use crate::setup;
-
-/// Tokens of an answer: five digits, and what may come before them.
-pub const ANSWER_TOKENS: usize = 12;
 
 /// An answer that is being made.
 struct Answer {
@@ -38,25 +37,19 @@ pub fn sizes(cache: &FakeCache, longest: usize, n: usize) -> EngineConfig {
     }
 }
 
-/// A case, and the tokens of its prompt.
-pub type Prompt = (Case, Vec<u32>);
+/// Where a number is hidden, the number, and the tokens of the prompt.
+pub type Prompt = ((Cell, u64), Vec<u32>);
 
 /// The prompts of `trials` numbers in texts of each of `lengths`, each at another place.
 ///
 /// # Errors
 /// A length that the model cannot have, or that the question alone takes.
 pub fn prompts(args: &AblateArgs, tokenizer: &Tokenizer, context: usize) -> Result<Vec<Prompt>> {
-    if let Some(long) = args.passkey.iter().find(|length| **length + ANSWER_TOKENS > context) {
-        bail!("--passkey: expected at most {}, found {long}", context.saturating_sub(ANSWER_TOKENS));
-    }
-    let prompt = |case: Case| -> Result<Prompt> {
-        let text = case.prompt(tokenizer).map_err(|error| {
-            let text = error.to_string();
-            anyhow!("--passkey: {}", text.strip_prefix("--lengths: ").unwrap_or(&text))
-        })?;
-        Ok((case, tokenizer.encode(&text, true)?))
-    };
-    Case::grid(&args.passkey, args.trials, 1, args.seed).into_iter().map(prompt).collect()
+    let grid = GridArgs { lengths: args.passkey.clone(), depths: args.trials, trials: 1, seed: args.seed };
+    let reader = Reader { tokenizer, template: None, context };
+    let cases = Passkey::on(&grid).cases(&reader, usize::MAX);
+    let cases = cases.map_err(|error| anyhow!("{}", error.to_string().replace("--lengths", "--passkey")))?;
+    cases.into_iter().map(|(item, case)| Ok((item, reader.tokens(&case.ask)?))).collect()
 }
 
 /// Which cases are answered right, for each of `settings`, `at_a_time` of them in an engine. `progress` is called after each case.
@@ -71,18 +64,18 @@ pub fn run<B: Backend>(
     prompts: &[Prompt],
     progress: &mut dyn FnMut(),
 ) -> Result<Vec<Vec<bool>>> {
-    let longest = prompts.iter().map(|(case, _)| case.length).max().unwrap_or(1);
+    let longest = prompts.iter().map(|((cell, _), _)| cell.length).max().unwrap_or(1);
     let mut right = vec![Vec::new(); settings.len()];
     let Some(first) = settings.first() else { return Ok(right) };
     let engine = Engine::new(backend, model, sizes(first, longest, at_a_time));
     let mut engine = engine.map_err(|error| setup::not_made(error, &source.place("config.json")))?;
     // Rows change between steps.
     engine.set_run_ahead(false);
-    for (case, prompt) in prompts {
+    for ((_, key), prompt) in prompts {
         let read = read(&mut engine, prompt)?;
         for answer in answers(&mut engine, (prompt, &read), (settings, at_a_time))? {
             let text = tokenizer.decode(&answer.tokens, false)?;
-            right[answer.setting].push(case.is_right(&text));
+            right[answer.setting].push(has_number(&text, *key));
         }
         progress();
     }

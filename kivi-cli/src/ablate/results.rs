@@ -14,8 +14,6 @@ use crate::provenance::Provenance;
 /// What came of it.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Always `ablate`.
-    pub command: &'static str,
     /// Where and when it ran, and what was asked for.
     #[serde(flatten)]
     pub provenance: Provenance,
@@ -118,9 +116,9 @@ impl Setting {
 /// Right answers by length, in the order of the prompts.
 fn found(prompts: &[Prompt], right: &[bool]) -> Vec<Found> {
     let mut out: Vec<Found> = Vec::new();
-    for ((case, _), right) in prompts.iter().zip(right) {
-        if out.last().is_none_or(|found| found.length != case.length) {
-            out.push(Found { length: case.length, correct: 0, prompts: 0 });
+    for (((cell, _), _), right) in prompts.iter().zip(right) {
+        if out.last().is_none_or(|found| found.length != cell.length) {
+            out.push(Found { length: cell.length, correct: 0, prompts: 0 });
         }
         let Some(found) = out.last_mut() else { continue };
         found.correct += usize::from(*right);
@@ -163,7 +161,7 @@ pub fn table(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").expect("a string grows");
     let n = |n: usize| thousands(n as u64);
-    line(format!("model        {}   on {}", report.model, report.provenance.device));
+    line(format!("model        {}   on {}", report.model, report.provenance.device_and_dtype()));
     line(format!(
         "text         {}: {} tokens, {} windows of {}, the last {} of each scored one token a step",
         report.file,

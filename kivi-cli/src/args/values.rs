@@ -81,6 +81,11 @@ pub fn batch_size(text: &str) -> Result<usize, String> {
     whole(text, 1..=MAX_SEQS)
 }
 
+/// The place of a head.
+pub fn head(text: &str) -> Result<usize, String> {
+    whole(text, 0..=1 << 16)
+}
+
 /// A number of tokens that may be none.
 pub fn count(text: &str) -> Result<usize, String> {
     whole(text, 0..=MAX_TOKENS)

@@ -22,7 +22,7 @@ pub fn read(path: &Path) -> Result<Results> {
 
 /// Says so if the baseline is of another model or device.
 pub fn warn_of_other(baseline: &Results, now: &Host) {
-    let of = |host: &Host| format!("{} on {} ({})", host.model, host.device, host.dtype);
+    let of = |host: &Host| format!("{} on {}", host.model, host.provenance.device_and_dtype());
     let (then, now) = (of(&baseline.host), of(now));
     if then != now {
         tracing::warn!("the baseline is of {then}, this is {now}");

@@ -1,43 +1,25 @@
-//! Where and when a run was, and what was asked for.
+//! What a bench was of, where and when.
 
-use std::fs::read_to_string;
-
-use kivi_kernels::{Backend, Element};
-use kivi_kernels_cuda::{devices, jit};
+use kivi_kernels::Backend;
 use kivi_model::config::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-/// What a number is worth nothing without.
+use crate::provenance::Provenance;
+
+/// Where and when it ran, and what was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Host {
-    /// Version of kivi.
-    pub version: String,
-    /// The commit that was built, if it is known.
-    pub commit: Option<String>,
-    /// When it began, UTC.
-    pub date: String,
-    /// The command line.
-    pub command: Vec<String>,
+    /// Where and when it ran.
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// What was measured.
     pub model: String,
     /// Whether its weights are random.
     pub random_weights: bool,
     /// Its shape.
     pub shape: Shape,
-    /// The device.
-    pub device: String,
-    /// Type of activations.
-    pub dtype: String,
     /// Bytes of the device, where it says.
     pub device_bytes: Option<u64>,
-    /// The driver, on a GPU.
-    pub driver: Option<String>,
-    /// The compiler of kernels, on a GPU.
-    pub nvrtc: Option<String>,
-    /// The processor.
-    pub cpu: String,
-    /// Threads that compute, on the CPU.
-    pub threads: usize,
     /// Settings of the measurement.
     pub settings: Settings,
 }
@@ -71,31 +53,23 @@ pub struct Settings {
 
 impl Host {
     /// This machine, now.
+    ///
+    /// # Errors
+    /// The device does not say what it has.
     pub fn new<B: Backend>(
         backend: &B,
         (model, random_weights): (String, bool),
         config: &ModelConfig,
-        device_bytes: Option<u64>,
         settings: Settings,
-    ) -> Self {
-        let gpu = device_bytes.is_some();
-        Self {
-            version: env!("CARGO_PKG_VERSION").into(),
-            commit: option_env!("KIVI_COMMIT").map(Into::into),
-            date: date(),
-            command: command_line(),
+    ) -> Result<Self, B::Error> {
+        Ok(Self {
+            provenance: Provenance::new(backend, "bench")?,
             model,
             random_weights,
             shape: Shape::new(config),
-            device: backend.name().to_owned(),
-            dtype: B::Act::DTYPE.name().to_owned(),
-            device_bytes,
-            driver: gpu.then(driver).flatten(),
-            nvrtc: if gpu { jit::nvrtc_version().ok().map(|(version, _)| version) } else { None },
-            cpu: cpu(),
-            threads: rayon::current_num_threads(),
+            device_bytes: backend.memory()?.map(|memory| memory.total as u64),
             settings,
-        }
+        })
     }
 }
 
@@ -112,30 +86,4 @@ impl Shape {
             max_position_embeddings: c.max_position_embeddings,
         }
     }
-}
-
-/// The time, UTC.
-pub fn date() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// What was typed.
-pub fn command_line() -> Vec<String> {
-    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
-}
-
-/// The driver's version, and the CUDA that it supports.
-pub fn driver() -> Option<String> {
-    let file = read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let version = file.split_whitespace().find(|word| word.chars().all(|c| c.is_ascii_digit() || c == '.'));
-    let cuda = devices().ok()?.into_iter().find_map(Result::ok).map(|info| info.driver)?;
-    let cuda = format!("CUDA {cuda}");
-    Some(version.map_or(cuda.clone(), |version| format!("{version}, {cuda}")))
-}
-
-/// The processor's name.
-pub fn cpu() -> String {
-    let info = read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
 }

@@ -9,13 +9,12 @@ use crate::format::size;
 
 /// What was measured, where, and the heads of the columns.
 pub fn head(host: &Host) -> String {
+    let Host { provenance, model, .. } = host;
     let weights = if host.random_weights { ", random weights" } else { "" };
-    let driver = host.driver.as_ref().map(|driver| format!(", driver {driver}")).unwrap_or_default();
-    let commit = host.commit.as_ref().map(|commit| format!(" ({commit})")).unwrap_or_default();
-    format!(
-        "{}{weights} on {} ({}){driver}, {}, kivi {}{commit}\n\n{HEAD}",
-        host.model, host.device, host.dtype, host.date, host.version
-    )
+    let driver = provenance.driver.as_ref().map(|driver| format!(", driver {driver}")).unwrap_or_default();
+    let commit = provenance.commit.as_ref().map(|commit| format!(" ({commit})")).unwrap_or_default();
+    let (device, date, version) = (provenance.device_and_dtype(), &provenance.date, &provenance.version);
+    format!("{model}{weights} on {device}{driver}, {date}, kivi {version}{commit}\n\n{HEAD}")
 }
 
 const HEAD: &str = "\

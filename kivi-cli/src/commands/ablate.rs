@@ -18,7 +18,7 @@ use crate::{budget, format, model_source, output, settings, setup};
 
 /// Runs the command on `backend`; `quiet` leaves progress out.
 pub fn run<B: Backend>(backend: &B, args: &AblateArgs, quiet: bool) -> Result<()> {
-    let provenance = Provenance::new(backend)?;
+    let provenance = Provenance::new(backend, "ablate")?;
     let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
     let cut = cut(&args.text, &config)?;
@@ -34,7 +34,6 @@ pub fn run<B: Backend>(backend: &B, args: &AblateArgs, quiet: bool) -> Result<()
     let right = find(backend, &model, (&source, &tokenizer), (args, shown), &caches, &prompts)?;
     let found = caches.iter().zip(scores.iter().zip(&right));
     let report = Report {
-        command: "ablate",
         provenance,
         model: source.place(""),
         file: format::path(&args.text.file),

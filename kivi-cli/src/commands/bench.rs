@@ -50,8 +50,7 @@ pub fn run<B: Backend>(backend: &B, args: &BenchArgs, quiet: bool) -> Result<()>
         memory: limit,
     };
     let random = args.random_weights.is_some();
-    let total = memory.map(|memory| memory.total as u64);
-    let host = Host::new(backend, (name, random), &config, total, settings);
+    let host = Host::new(backend, (name, random), &config, settings)?;
     if let Some(baseline) = &baseline {
         baseline::warn_of_other(baseline, &host);
     }

@@ -20,6 +20,7 @@ use crate::{model_source, output, settings};
 /// What a checkpoint is.
 #[derive(Serialize)]
 struct Inspection {
+    command: &'static str,
     model: String,
     architecture: String,
     n_layers: usize,
@@ -60,6 +61,15 @@ struct Cache {
     page_tokens: usize,
     kv_dtype: String,
     settings: Vec<Setting>,
+    by_tokens: Vec<Sizes>,
+}
+
+/// What fewer tokens take.
+#[derive(Serialize)]
+struct Sizes {
+    tokens: usize,
+    /// Bits, and bytes in use.
+    used_bytes: Vec<(u32, u64)>,
 }
 
 /// The cache at one width of keys and values.
@@ -101,7 +111,9 @@ pub fn run(args: &InspectArgs, quiet: bool) -> Result<()> {
 fn inspect(source: &Source, args: &InspectArgs, cache: &KiviConfig) -> Result<Inspection> {
     let config = ModelConfig::load(source)?;
     let generation = GenerationConfig::load(source, &config)?;
+    let tokens = args.ctx_size.unwrap_or(config.max_position_embeddings);
     Ok(Inspection {
+        command: "inspect",
         model: source.place(""),
         architecture: format!("{:?}", config.architecture).to_lowercase(),
         n_layers: config.n_layers,
@@ -119,13 +131,14 @@ fn inspect(source: &Source, args: &InspectArgs, cache: &KiviConfig) -> Result<In
         eos_token_ids: generation.eos_token_ids,
         weights: weights(&Checkpoint::open(source)?)?,
         kv_cache: Cache {
-            tokens: args.ctx_size.unwrap_or(config.max_position_embeddings),
+            tokens,
             batch_size: args.batch_size,
             group_size: cache.group_size(),
             residual_length: cache.residual_length(),
             page_tokens: cache.page_tokens(),
             kv_dtype: cache.kv_dtype().to_string(),
-            settings: widths(args, &config)?,
+            settings: widths(args, &config, tokens)?,
+            by_tokens: doublings(tokens).map(|n| sizes(args, &config, n)).collect::<Result<_>>()?,
         },
     })
 }
@@ -141,12 +154,11 @@ fn weights(checkpoint: &Checkpoint) -> Result<Weights> {
 }
 
 /// The cache at every width, widest first.
-fn widths(args: &InspectArgs, model: &ModelConfig) -> Result<Vec<Setting>> {
+fn widths(args: &InspectArgs, model: &ModelConfig, tokens: usize) -> Result<Vec<Setting>> {
     let of_bits = |bits: Bits| {
         let size =
             match PageLayout::new(settings::cache(&args.cache, bits, bits, DType::F32)?, model.head_dim) {
-                Ok(layout) => bytes(&layout, args, model).with_context(|| {
-                    let tokens = args.ctx_size.unwrap_or(model.max_position_embeddings);
+                Ok(layout) => bytes(&layout, args, model, tokens).with_context(|| {
                     format!(
                         "--batch-size: {} sequences of {tokens} tokens are too many to count",
                         args.batch_size
@@ -159,9 +171,22 @@ fn widths(args: &InspectArgs, model: &ModelConfig) -> Result<Vec<Setting>> {
     Bits::ALL.into_iter().rev().map(of_bits).collect()
 }
 
+/// 256, 512 and so on up to `tokens`.
+fn doublings(tokens: usize) -> impl Iterator<Item = usize> {
+    (8..usize::BITS - 1).map(|power| 1 << power).take_while(move |n| *n < tokens).chain([tokens])
+}
+
+/// What so many tokens take at every width that the model can have.
+fn sizes(args: &InspectArgs, model: &ModelConfig, tokens: usize) -> Result<Sizes> {
+    let used = |setting: Setting| match setting.size {
+        Size::Bytes { used_bytes, .. } => Some((setting.bits, used_bytes)),
+        Size::Impossible { .. } => None,
+    };
+    Ok(Sizes { tokens, used_bytes: widths(args, model, tokens)?.into_iter().filter_map(used).collect() })
+}
+
 /// Bytes of the whole cache; `None` if their number is not one of this computer.
-fn bytes(layout: &PageLayout, args: &InspectArgs, model: &ModelConfig) -> Option<Size> {
-    let tokens = args.ctx_size.unwrap_or(model.max_position_embeddings);
+fn bytes(layout: &PageLayout, args: &InspectArgs, model: &ModelConfig, tokens: usize) -> Option<Size> {
     let (mut head, mut allocated) = (CacheBytes::default(), 0);
     for window in &model.windows {
         let left = window.map_or(0, |window| layout.config().pages_left(window, tokens));

@@ -15,16 +15,21 @@ use serde::Serialize;
 use crate::args::{KvBits, PerplexityArgs, TextArgs};
 use crate::failure::Usage;
 use crate::format::{size, thousands};
+use crate::provenance::Provenance;
 use crate::{budget, model_source, output, policy, prompts, settings, setup};
 
 /// Tokens of a window unless said.
 const CTX_SIZE: usize = 2048;
 
+/// Runs of places in a window that divergences are averaged over.
+const POSITIONS: usize = 32;
+
 /// What came of it.
 #[derive(Serialize)]
 struct Report {
+    #[serde(flatten)]
+    provenance: Provenance,
     model: String,
-    device: String,
     file: String,
     text_tokens: usize,
     ctx_size: usize,
@@ -46,6 +51,8 @@ struct Setting {
     median_kld: f64,
     p99_kld: f64,
     max_kld: f64,
+    /// Means by place in the window: the first place of each run of places, and the mean.
+    kld_by_position: Vec<(usize, f64)>,
     same_top: f64,
     bits_per_element: f64,
     cache_bytes: usize,
@@ -53,6 +60,7 @@ struct Setting {
 
 /// Runs the command on `backend`; `quiet` leaves progress out.
 pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Result<()> {
+    let provenance = Provenance::new(backend, "perplexity")?;
     let source = model_source::open(&args.model, !quiet)?;
     let config = ModelConfig::load(&source)?;
     let cut = cut(&args.text, &config)?;
@@ -77,8 +85,8 @@ pub fn run<B: Backend>(backend: &B, args: &PerplexityArgs, quiet: bool) -> Resul
     bar.finish_and_clear();
     let scores = scores.map_err(|error| not_scored(error, &source))?;
     let report = Report {
+        provenance,
         model: source.place(""),
-        device: setup::device(backend),
         file: crate::format::path(&args.text.file),
         text_tokens,
         ctx_size: cut.ctx_size,
@@ -164,6 +172,7 @@ fn setting(policy: &CachePolicy, scores: &Scores, windows: usize) -> Setting {
         median_kld: scores.kld_quantile(0.5),
         p99_kld: scores.kld_quantile(0.99),
         max_kld: scores.kld_quantile(1.0),
+        kld_by_position: scores.kld_by_position(POSITIONS),
         same_top: scores.same_top_share(),
         bits_per_element: scores.cache.used.bits_per_element(),
         cache_bytes: scores.cache.used.used() / windows,
@@ -174,7 +183,7 @@ fn table(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").expect("a string grows");
     let n = |n: usize| thousands(n as u64);
-    line(format!("model        {}   on {}", report.model, report.device));
+    line(format!("model        {}   on {}", report.model, report.provenance.device_and_dtype()));
     line(format!(
         "text         {}: {} tokens, {} windows of {}, the last {} of each scored one token a step",
         report.file,

@@ -14,7 +14,7 @@ const NEEDLE: &str = "The pass key is {key}. Remember it. {key} is the pass key.
 const QUESTION: &str = "What is the pass key? The pass key is";
 const DIGITS: u32 = 5;
 /// Tokens of an answer: the digits, and what may come before them.
-const ANSWER_TOKENS: usize = 12;
+pub const ANSWER_TOKENS: usize = 12;
 
 /// The task.
 pub struct Passkey<'a> {
@@ -24,7 +24,12 @@ pub struct Passkey<'a> {
 impl<'a> Passkey<'a> {
     /// The task that the arguments describe.
     pub fn new(args: &'a PasskeyArgs) -> Self {
-        Self { grid: &args.grid }
+        Self::on(&args.grid)
+    }
+
+    /// The task on a grid.
+    pub fn on(grid: &'a GridArgs) -> Self {
+        Self { grid }
     }
 
     /// A prompt of at most the length that is asked for; it has fewer tokens by less than a line.

@@ -26,12 +26,14 @@ use crate::batch::driver::{Defaults, Driver};
 use crate::batch::input::Line;
 use crate::batch::results::{self, Results, Settings};
 use crate::prompts::{Content, Prompt};
+use crate::provenance::Provenance;
 use crate::{budget, format, hash, model_source, output, policy, report, settings, setup, sizing};
 
 /// What came of a task.
 #[derive(Serialize)]
 struct Report<S> {
-    command: &'static str,
+    #[serde(flatten)]
+    provenance: Provenance,
     task: &'static str,
     model: String,
     cache: String,
@@ -47,6 +49,7 @@ struct Ready {
 
 /// Runs the prompts of a task that have no answer yet, and prints what came of all; `quiet` leaves progress out.
 pub fn run<B: Backend, T: Task>(backend: &B, args: &TaskArgs, task: &T, quiet: bool) -> Result<()> {
+    let provenance = Provenance::new(backend, "eval")?;
     let model = Opened::new(args, B::Act::DTYPE, task.chat(), quiet)?;
     let (items, ready) = prepare(task, &model.reader(), args.limit.unwrap_or(usize::MAX))?;
     // Without a file to keep, the answers are in one that goes with the run.
@@ -60,7 +63,7 @@ pub fn run<B: Backend, T: Task>(backend: &B, args: &TaskArgs, task: &T, quiet: b
     }
     let summary = task.summary(&answers(&out, items, &ready)?);
     let (model, cache) = (model.source.place(""), report::settings(&model.policy));
-    let report = Report { command: "eval", task: T::NAME, model, cache, summary };
+    let report = Report { provenance, task: T::NAME, model, cache, summary };
     output::write(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { table(&report) })
 }
 
