@@ -40,6 +40,6 @@ impl Parts {
 
     /// What the row itself takes, weights included: as others count peak memory.
     pub fn own(&self) -> u64 {
-        self.sum - self.other
+        self.sum.saturating_sub(self.other)
     }
 }

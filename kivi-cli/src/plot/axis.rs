@@ -10,7 +10,9 @@ use crate::format::thousands;
 pub enum Scale {
     /// In equal steps, from zero on.
     Linear,
-    /// In powers of two where the largest number is at least 16 times the smallest, else in equal steps.
+    /// In equal steps of whole numbers, from the smallest number on.
+    Places,
+    /// In powers of two where the largest number is at least 16 times the smallest, else in whole steps from zero on.
     Doubling,
     /// In powers of ten where the largest number is at least 30 times the smallest, else in equal steps.
     Decades,
@@ -21,6 +23,8 @@ pub enum Scale {
 pub struct Axis {
     /// 2, 10, or none if it is linear.
     base: Option<f64>,
+    /// The smallest step.
+    least: f64,
     from: f64,
     to: f64,
 }
@@ -51,11 +55,16 @@ impl Axis {
         if let Some(base) = base {
             let (from, to) = (min.log(base), max.log(base));
             let room = 0.04 * (to - from);
-            return Ok(Self { base: Some(base), from: from - room, to: to + room });
+            return Ok(Self { base: Some(base), least: 1.0, from: from - room, to: to + room });
+        }
+        let least = if matches!(scale, Scale::Places | Scale::Doubling) { 1.0 } else { 0.0 };
+        if scale == Scale::Places && max > min {
+            let room = 0.04 * (max - min);
+            return Ok(Self { base: None, least, from: min - room, to: max + room });
         }
         let (min, max) = if min > max { (0.0, 1.0) } else { (min.min(0.0), max.max(0.0)) };
         let room = if max > min { 0.05 * (max - min) } else { 1.0 };
-        Ok(Self { base: None, from: if min < 0.0 { min - room } else { 0.0 }, to: max + room })
+        Ok(Self { base: None, least, from: if min < 0.0 { min - room } else { 0.0 }, to: max + room })
     }
 
     /// The share of the axis at which a number is.
@@ -99,7 +108,7 @@ impl Axis {
     }
 
     fn steps(&self, most: usize) -> Vec<(f64, String)> {
-        let least = (self.to - self.from) / most as f64;
+        let least = ((self.to - self.from) / most as f64).max(self.least);
         let power = 10_f64.powi(least.log10().floor() as i32);
         let step = [1.0, 2.0, 2.5, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| *step >= least);
         let step = step.unwrap_or(10.0 * power);
@@ -180,7 +189,8 @@ mod tests {
         assert_eq!(labels(&[0.0, 131_072.0], Scale::Doubling), ["0", "50,000", "100,000"]);
         assert_eq!(labels(&[512.0, 131_072.0], Scale::Doubling)[..3], ["512", "1K", "2K"]);
         assert_eq!(labels(&[1e-4, 1.0], Scale::Decades), ["0.0001", "0.001", "0.01", "0.1", "1"]);
-        assert_eq!(labels(&[3.0, 4.0], Scale::Doubling)[0], "0");
+        assert_eq!(labels(&[3.0, 4.0], Scale::Doubling), ["0", "1", "2", "3", "4"]);
+        assert_eq!(labels(&[256.0, 512.0], Scale::Places), ["250", "300", "350", "400", "450", "500"]);
     }
 
     #[test]
@@ -188,7 +198,7 @@ mod tests {
         for values in
             [&[][..], &[0.0], &[-3.0, -1.0], &[1e99], &[1e-300, 1e99], &[1e-300], &[7.0, 7.0], &[-1e99, 1e99]]
         {
-            for scale in [Scale::Linear, Scale::Doubling, Scale::Decades] {
+            for scale in [Scale::Linear, Scale::Places, Scale::Doubling, Scale::Decades] {
                 assert!(labels(values, scale).len() <= 11, "{values:?}");
             }
         }

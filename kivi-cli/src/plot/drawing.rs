@@ -15,6 +15,12 @@ use plotters::style::{Color, TextStyle};
 use super::style::{FAMILY, FONT_LINE, PAPER, WIDTH, load_font, width};
 use crate::format;
 
+/// Scale and offset of text, by which capitals are of one size and around their point: the library writes the height of a line
+/// divided by 1.24 as the size of a font into an SVG, and puts the middle of small letters there.
+const SVG_TEXT: (f64, f64) = (1.24 / FONT_LINE, 0.09);
+/// In a PNG it puts the middle of a line there.
+const PNG_TEXT: (f64, f64) = (1.0, 0.24);
+
 /// A point.
 pub type Point = (f64, f64);
 
@@ -114,7 +120,7 @@ impl Drawing {
         match format {
             Format::Svg => std::fs::write(file.path(), self.svg()?).with_context(name)?,
             Format::Png => {
-                self.on(BitMapBackend::new(file.path(), self.size(2.0)), 2.0, 1.0).with_context(name)?
+                self.on(BitMapBackend::new(file.path(), self.size(2.0)), 2.0, PNG_TEXT).with_context(name)?
             }
         }
         file.persist(path).with_context(name).map(drop)
@@ -122,8 +128,7 @@ impl Drawing {
 
     fn svg(&self) -> Result<String> {
         let mut out = String::new();
-        // It writes the size of a font divided by this.
-        self.on(SVGBackend::with_string(&mut out, self.size(1.0)), 1.0, 1.24 / FONT_LINE)?;
+        self.on(SVGBackend::with_string(&mut out, self.size(1.0)), 1.0, SVG_TEXT)?;
         Ok(out)
     }
 
@@ -131,12 +136,12 @@ impl Drawing {
         ((WIDTH * scale) as u32, (self.height * scale).ceil() as u32)
     }
 
-    /// Draws all shapes, `scale` pixels a pixel of the layout, text by `text_scale` more.
-    fn on<DB: DrawingBackend>(&self, backend: DB, scale: f64, text_scale: f64) -> Result<()> {
+    /// Draws all shapes, `scale` pixels a pixel of the layout. Text is larger by `text.0`, and lower by `text.1` of its size.
+    fn on<DB: DrawingBackend>(&self, backend: DB, scale: f64, text: (f64, f64)) -> Result<()> {
         let area = backend.into_drawing_area();
         let failed = |error: String| anyhow!("drawing failed: {error}");
         area.fill(&PAPER).map_err(|error| failed(error.to_string()))?;
-        let brush = Brush { area: &area, scale, text_scale };
+        let brush = Brush { area: &area, scale, text };
         self.shapes.iter().try_for_each(|shape| brush.draw(shape)).map_err(failed)?;
         area.present().map_err(|error| failed(error.to_string()))
     }
@@ -171,7 +176,7 @@ impl Format {
 struct Brush<'a, DB: DrawingBackend> {
     area: &'a DrawingArea<DB, Shift>,
     scale: f64,
-    text_scale: f64,
+    text: (f64, f64),
 }
 
 impl<DB: DrawingBackend> Brush<'_, DB> {
@@ -201,7 +206,11 @@ impl<DB: DrawingBackend> Brush<'_, DB> {
                 let style = ring.map_or(color.filled(), |width| color.stroke_width(self.stroke(width)));
                 area.draw(&Circle::new(self.at(*center), (radius * self.scale).round() as i32, style))
             }
-            Shape::Text(text) => area.draw_text(&text.text, &self.style(text), self.at(text.at)),
+            Shape::Text(text) => {
+                let (down, (x, y)) = (self.text.1 * text.size, text.at);
+                let at = if text.upwards { (x + down, y) } else { (x, y + down) };
+                area.draw_text(&text.text, &self.style(text), self.at(at))
+            }
         }
         .map_err(|error| error.to_string())
     }
@@ -212,7 +221,7 @@ impl<DB: DrawingBackend> Brush<'_, DB> {
             Anchor::Middle => HPos::Center,
             Anchor::End => HPos::Right,
         };
-        let font = (FAMILY, text.size * FONT_LINE * self.scale * self.text_scale).into_font();
+        let font = (FAMILY, text.size * FONT_LINE * self.scale * self.text.0).into_font();
         let font = if text.upwards { font.transform(FontTransform::Rotate270) } else { font };
         TextStyle::from(font).color(&text.color).pos(Pos::new(anchor, VPos::Center))
     }

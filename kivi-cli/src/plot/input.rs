@@ -65,7 +65,7 @@ impl Input {
 
     /// The file, without its folder and ending.
     pub fn stem(&self) -> &str {
-        let name = self.name.rsplit(['/', '\\']).next().unwrap_or(&self.name);
+        let name = super::kld::file_name(&self.name);
         name.strip_suffix(".json").unwrap_or(name)
     }
 }

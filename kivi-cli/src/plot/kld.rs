@@ -25,6 +25,11 @@ struct Setting {
     kld_by_position: Vec<(f64, f64)>,
 }
 
+/// The name of a file without its folders.
+pub fn file_name(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
 /// The figure: a line a setting, less those that are the same as 16 bits everywhere, as 16 bits are.
 ///
 /// # Errors
@@ -36,7 +41,10 @@ pub fn figure(inputs: &[Input]) -> Result<Lines> {
         let report: Report = input.parse()?;
         of.insert(format!(
             "{}, {}, {} windows of {} tokens",
-            report.model, report.file, report.windows, report.ctx_size
+            report.model,
+            file_name(&report.file),
+            report.windows,
+            report.ctx_size
         ));
         for Setting { cache, kld_by_position: points } in report.settings {
             let name = if inputs.len() > 1 { format!("{}: {cache}", input.stem()) } else { cache };
@@ -50,7 +58,7 @@ pub fn figure(inputs: &[Input]) -> Result<Lines> {
         subtitle: Vec::from_iter(of).join("; "),
         panels: vec![Panel {
             title: String::new(),
-            x: ("place in the window (tokens)".into(), Scale::Linear),
+            x: ("place in the window (tokens)".into(), Scale::Places),
             y: ("mean KL divergence (nats)".into(), Scale::Decades),
             series,
         }],

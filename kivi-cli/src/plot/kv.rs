@@ -4,14 +4,16 @@ use anyhow::{Result, bail};
 use serde::Deserialize;
 
 use super::input::{self, Input};
+use super::kld::file_name;
 use super::surface::{Surface, Surfaces};
+use crate::format::thousands;
 
 /// What `inspect --kv` says, as far as it is drawn.
 #[derive(Deserialize)]
 struct Report {
     model: String,
     prompt: String,
-    prompt_tokens: usize,
+    prompt_tokens: u64,
     head: usize,
     layers: Vec<Layer>,
 }
@@ -60,10 +62,10 @@ pub fn figure(inputs: &[Input]) -> Result<Surfaces> {
     }
     Ok(Surfaces {
         title: format!("Magnitudes of keys and values, KV head {}", report.head),
-        subtitle: format!("{}, {} tokens of {}", report.model, report.prompt_tokens, report.prompt),
+        subtitle: format!("{}, {} tokens of {}", report.model, thousands(report.prompt_tokens), file_name(&report.prompt)),
         panels,
-        note: "Keys are rotated (RoPE). A ridge is a channel; the lighter it is, the larger is its mean. Neighbours that cannot be \
-               told apart at this size are shown by their largest."
+        note: "Keys are rotated (RoPE). A ridge is a channel; the lighter it is, the larger is its mean. Where there are more tokens \
+               than points, neighbours are averaged; of more channels than ridges, the larger are shown."
             .into(),
     })
 }

@@ -56,25 +56,23 @@ pub fn against(inputs: &[Input], against: Against) -> Result<Lines> {
         return by_formula(input::only(inputs)?);
     }
     let results = input::bench(inputs)?;
-    let cache = |row: &Row| row.memory.pages + row.memory.rings;
-    let all = |row: &Row| row.memory.own();
+    let (rows, common) = rows::longest(&results.rows, against.kept(), &|row| against.of(row));
+    let panel = |title: &str, bytes: &dyn Fn(&Row) -> u64| {
+        let points = |row: &Row| (against.of(row) as f64, bytes(row) as f64);
+        in_bytes(title, against.label(), rows::series(&rows, &points))
+    };
     Ok(Lines {
         title: match against {
             Against::Context => "Memory against context".into(),
             Against::Batch => "Memory against batch".into(),
         },
-        subtitle: rows::of(&results),
+        subtitle: rows::of(&results) + &common,
         panels: vec![
-            panel("KV cache", &results.rows, against, &|row| cache(row) as f64),
-            panel("all: weights, KV cache, activations", &results.rows, against, &|row| all(row) as f64),
+            panel("KV cache", &|row| row.memory.pages.saturating_add(row.memory.rings)),
+            panel("all: weights, KV cache, activations", &|row| row.memory.own()),
         ],
         note: String::new(),
     })
-}
-
-fn panel(title: &str, rows: &[Row], against: Against, bytes: &dyn Fn(&Row) -> f64) -> Panel {
-    let points = |row: &Row| (against.of(row) as f64, bytes(row));
-    in_bytes(title, against.label(), rows::series(rows, against.kept(), &points))
 }
 
 /// A panel of bytes, in the unit that suits the largest.

@@ -45,16 +45,14 @@ pub fn figure(inputs: &[Input]) -> Result<Lines> {
     })
 }
 
-fn panel(rows: &[Row], batch: usize, titled: bool, even: &[BreakEven]) -> Panel {
+fn panel(all: &[Row], batch: usize, titled: bool, even: &[BreakEven]) -> Panel {
+    let (rows, _) = rows::longest(all, &[Kept::Test], &|row| row.case.depth);
     let median = |row: &Row| row.steps.map_or(0.0, |steps| steps.median_ms);
-    let mut series = rows::series(rows, &[Kept::Test], &|row| (row.case.depth as f64, median(row)));
+    let mut series = rows::series(&rows, &|row| (row.case.depth as f64, median(row)));
     for even in even.iter().filter(|even| even.batch_size == batch) {
         let cache = even.cache.to_string();
         let Some(depth) = even.from_depth else { continue };
-        if let Some(line) = series
-            .iter_mut()
-            .find(|line| line.name == cache || line.name.starts_with(&format!("{cache}, tg")))
-        {
+        if let Some(line) = series.iter_mut().find(|line| line.name == cache) {
             line.ring = line.points.iter().find(|point| point.0 == depth as f64).copied();
         }
     }

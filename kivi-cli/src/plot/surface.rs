@@ -36,7 +36,7 @@ const MAX_PANELS: usize = 24;
 /// Ridges of a surface, and points of a ridge: as many as can be seen.
 const MAX_RIDGES: usize = 64;
 /// See there.
-const MAX_POINTS: usize = 64;
+const MAX_POINTS: usize = 48;
 
 impl Surfaces {
     /// Draws it.
@@ -83,11 +83,12 @@ impl Surface {
         if channels == 0 {
             bail!("{}: has no magnitudes", self.title);
         }
-        let axis = Axis::new(self.values.iter().flatten().copied(), Scale::Linear)?;
+        Axis::new(self.values.iter().flatten().copied(), Scale::Linear)?;
         if self.values.iter().flatten().any(|value| *value < 0.0) {
             bail!("{}: expected magnitudes, found a number below 0", self.title);
         }
         let ridges = pooled(&self.values);
+        let axis = Axis::new(ridges.iter().flatten().copied(), Scale::Linear)?;
         let height = 0.5 * (outer.height() - 3.0 * LINE);
         let ticks: Vec<_> = axis.vertical(height);
         let widest = ticks.iter().map(|(_, text)| width(SMALL, text)).fold(0.0, f64::max);
@@ -118,10 +119,12 @@ impl Surface {
             // Not up to the end of the ramp, which is hard to see on paper.
             drawing.path(line, ramp(0.85 * means[i] / most), 1.0);
         }
+        let corners = [(0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 0.0)];
+        drawing.path(corners.map(|(t, c, m)| view.at(t, c, m)).to_vec(), INK, 1.0);
         Ok(())
     }
 
-    /// The axes, behind the ridges.
+    /// The names of the axes, and the lines behind the ridges.
     fn floor(
         &self,
         drawing: &mut Drawing,
@@ -142,8 +145,6 @@ impl Surface {
             let (x, y) = view.at(0.0, 0.0, *share);
             drawing.text(text, (x - 7.0, y), SMALL, INK, Anchor::End);
         }
-        let corners = [(0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 0.0)];
-        drawing.path(corners.map(|(t, c, m)| view.at(t, c, m)).to_vec(), INK, 1.0);
         drawing.text_upwards(
             "magnitude",
             (outer.left + LINE / 2.0, view.origin.1 - view.height / 2.0),
@@ -168,16 +169,18 @@ impl Surface {
     }
 }
 
-/// The values by channel, neighbours together where there are more than can be seen: the largest of them, so that none is lost.
+/// The values by channel. Neighbouring tokens are averaged where there are more than points; of neighbouring channels, where there
+/// are more than ridges, the one with the largest mean is taken, so that none that stands out is lost.
 fn pooled(values: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let channels = values.first().map_or(0, Vec::len);
     let (wide, long) = (channels.div_ceil(MAX_RIDGES), values.len().div_ceil(MAX_POINTS));
-    let ridge = |from: usize| -> Vec<f64> {
-        let most = |rows: &[Vec<f64>]| {
-            let all = rows.iter().flat_map(|row| row.iter().skip(from).take(wide));
-            all.copied().fold(0.0, f64::max)
-        };
-        values.chunks(long).map(most).collect()
+    let mean = |rows: &[Vec<f64>], channel: usize| -> f64 {
+        rows.iter().map(|row| row[channel] / rows.len() as f64).sum()
+    };
+    let ridge = |first: usize| -> Vec<f64> {
+        let group = first..(first + wide).min(channels);
+        let largest = group.max_by(|a, b| mean(values, *a).total_cmp(&mean(values, *b)));
+        values.chunks(long).map(|rows| mean(rows, largest.unwrap_or(first))).collect()
     };
     (0..channels).step_by(wide).map(ridge).collect()
 }
@@ -189,12 +192,13 @@ mod tests {
     #[test]
     fn pooling_keeps_what_stands_out() {
         let mut values = vec![vec![1.0; 200]; 300];
-        values[299][199] = 9.0;
-        values[17][3] = 5.0;
+        values.iter_mut().for_each(|row| row[199] = 9.0);
+        values[0][3] = 7.0;
         let ridges = pooled(&values);
         assert!(ridges.len() <= MAX_RIDGES && ridges[0].len() <= MAX_POINTS);
-        assert_eq!(ridges.last().unwrap().last(), Some(&9.0));
-        assert_eq!(ridges[0][17 / 5], 5.0);
+        assert!(ridges.last().unwrap().iter().all(|value| (value - 9.0).abs() < 1e-9));
+        // One of 7 tokens that are a point.
+        assert!((ridges[0][0] - 13.0 / 7.0).abs() < 1e-9 && ridges[0][1] == ridges[1][1]);
         assert_eq!(pooled(&values[..2]).len(), 50);
     }
 }

@@ -1,7 +1,5 @@
 //! Throughput against the batch beside the memory that it takes: Figure 5 of the paper.
 
-use std::collections::BTreeSet;
-
 use anyhow::Result;
 
 use super::axis::Scale;
@@ -25,21 +23,19 @@ pub fn has_several(rows: &[Row]) -> bool {
 /// The results are not of one model, or have no rows.
 pub fn figure(inputs: &[Input]) -> Result<Lines> {
     let results = input::bench(inputs)?;
-    let rows = &results.rows;
+    let (rows, _) = rows::longest(&results.rows, &KEPT, &|row| row.case.batch_size);
     let batch = |row: &Row| row.case.batch_size as f64;
     let x = || ("batch (sequences)".to_owned(), Scale::Doubling);
     let speed = Panel {
         title: "throughput".into(),
         x: x(),
         y: ("tokens a second, all sequences".into(), Scale::Linear),
-        series: rows::series(rows, &KEPT, &|row| (batch(row), row.tokens_per_second)),
+        series: rows::series(&rows, &|row| (batch(row), row.tokens_per_second)),
     };
-    let memory = rows::series(rows, &KEPT, &|row| (batch(row), row.memory.own() as f64));
-    let tests: BTreeSet<_> = rows.iter().map(|row| row.test.as_str()).collect();
-    let test = if tests.len() == 1 { format!(", {}", rows[0].test) } else { String::new() };
+    let memory = rows::series(&rows, &|row| (batch(row), row.memory.own() as f64));
     Ok(Lines {
         title: "Throughput and memory against batch".into(),
-        subtitle: rows::of(&results) + &test,
+        subtitle: format!("{}, {}", rows::of(&results), rows[0].test),
         panels: vec![speed, in_bytes("peak memory: weights, KV cache, activations", x(), memory)],
         note: String::new(),
     })
