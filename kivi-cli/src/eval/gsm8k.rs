@@ -48,6 +48,7 @@ impl<'a> Gsm8k<'a> {
             ("test.jsonl (SHA-256)", test.sha256()),
             ("--shots", json!(args.shots)),
             ("--max-tokens", json!(args.max_tokens)),
+            ("--chat", json!(args.chat)),
         ];
         let mut shots = String::new();
         if args.shots > 0 {

@@ -128,7 +128,10 @@ impl Task for Needle<'_> {
 
 #[cfg(test)]
 mod tests {
+    use kivi_model::tokenizer::Tokenizer;
+
     use super::*;
+    use crate::model_source::EMBEDDED;
 
     #[test]
     fn a_needle_goes_where_a_sentence_ends() {
@@ -144,5 +147,37 @@ mod tests {
     #[test]
     fn half_a_character_is_cut() {
         assert_eq!((whole("ab\u{fffd}"), whole("ab")), ("ab", "ab"));
+    }
+
+    /// Without the needle it is a piece of the essays, again and again from their beginning, and the needle is where it should be.
+    #[test]
+    fn a_prompt_is_essays_around_a_needle() {
+        let tokenizer = Tokenizer::load(&EMBEDDED, 4096).unwrap();
+        let reader = Reader { tokenizer: &tokenizer, template: None, context: 8192 };
+        let essays = "It wasn’t “so” simple. Was it? Ünlikely!\nA star * stood here. ".repeat(4);
+        let haystack: Vec<u32> = tokenizer.encode(&essays, false).unwrap();
+        let haystack: Vec<u32> = haystack.iter().copied().cycle().take(600).collect();
+        for length in 120..180 {
+            let (mut last, needle) = (0, NEEDLE.replace("{key}", "1234567"));
+            for depth in [0, 50, 500, 950, 1000] {
+                let cell = Cell { length, depth, trial: 0 };
+                let prompt = Needle::prompt(&cell, 1_234_567, &haystack, &reader).unwrap();
+                let tokens = reader.tokens(&Ask::Text(prompt.clone())).unwrap().len();
+                assert!((length - 8..=length).contains(&tokens), "{tokens} of {length}");
+                let text = prompt.strip_prefix(HEAD).unwrap().strip_suffix(QUESTION).unwrap();
+                let (before, after) = text.split_once(&needle).unwrap();
+                assert!(essays.repeat(3).starts_with(&[before, after].concat()), "{text}");
+                assert!(before.is_empty() || before.ends_with([' ', '\n']), "{text}");
+                let place = text.len() * depth / 1000;
+                assert!(
+                    before.len() <= place && place <= before.len() + 120 && before.len() >= last,
+                    "{text}"
+                );
+                last = before.len();
+            }
+        }
+        let cell = Cell { length: 40, depth: 500, trial: 0 };
+        let error = Needle::prompt(&cell, 1, &haystack, &reader).unwrap_err().to_string();
+        assert!(error.contains("--lengths: expected more than") && error.contains("found 40"), "{error}");
     }
 }
