@@ -11,7 +11,8 @@ use kivi_model::perplexity::{Cut, Scores, Setting, compare};
 use kivi_model::policy::CachePolicy;
 use kivi_quant::{Bits, GroupSize, KiviConfig, KvDtype, PageLayout, Side, group, page};
 use models::{cache, config, golden, ids, kivi_tiny, request};
-use random::{SMALL, Small, noise, tokens};
+use random::{SMALL, Small, load, noise, tokens, weight};
+use serde_json::{Value, json};
 
 const AXES: [Axis; 2] = [Axis::Channel, Axis::Token];
 
@@ -75,6 +76,24 @@ fn predictions_are_those_of_the_real_cache() {
     }
     let windows = &cut.windows(&[0], &text())[..2];
     assert_same(&kivi_tiny(&backend), &policies[..5], (cut, windows), 1e-4);
+}
+
+/// Where pages leave a window, what is due may have left: the last tokens of a page, under a window shorter than the residual one.
+#[test]
+fn pages_that_left_a_window_are_passed_over() {
+    let dir = SMALL.write(&weight);
+    let file = dir.path().join("config.json");
+    let mut model: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    model["architectures"] = json!(["MistralForCausalLM"]);
+    model["model_type"] = json!("mistral");
+    model["sliding_window"] = json!(40);
+    std::fs::write(&file, model.to_string()).expect("a file");
+    let two = settings(Bits::B2, Bits::B2, GroupSize::G32, 128);
+    let four = settings(Bits::B4, Bits::B4, GroupSize::G32, 32);
+    let windows = [tokens("window", 500, SMALL.vocab)];
+    let model = load(&Cpu::<f32>::new(), dir.path());
+    let cut = Cut { ctx_size: 500, stride: 400 };
+    assert_same(&model, &[two.into(), four.into()], (cut, &windows), 1e-3);
 }
 
 /// The text of a golden file.
