@@ -268,6 +268,8 @@ fn what_is_missing_or_wrong_is_one_line() {
     );
     damaged("qasper", &|row| row["answers"] = json!("the king"), &["expected a sequence"]);
     damaged("qasper", &|row| row["answers"] = json!([]), &["answers: expected at least one"]);
+    let long = "a ".repeat(200_000);
+    damaged("qasper", &|row| row["answers"] = json!([long]), &["answers: expected at most 262144 bytes"]);
     damaged("trec", &|row| row["all_classes"] = Value::Null, &["all_classes: expected the names"]);
     damaged(
         "passage_retrieval_en",
