@@ -61,6 +61,14 @@ fn path(dir: &TempDir) -> &str {
     dir.path().to_str().unwrap()
 }
 
+/// kivi-tiny with a context of 600 tokens, and no chat template.
+fn short() -> Checkpoint {
+    let model = Checkpoint::new();
+    model.edit("config.json", |config| config["max_position_embeddings"] = json!(600));
+    model.edit("tokenizer_config.json", |config| config["chat_template"] = Value::Null);
+    model
+}
+
 /// The lines of a file of answers, by id.
 fn answers(out: &Path) -> BTreeMap<String, Value> {
     let text = std::fs::read_to_string(out).unwrap();
@@ -147,26 +155,28 @@ fn parts_of_longbench_e_are_reported_by_length() {
 
 #[test]
 fn the_middle_of_long_texts_is_left_out() {
-    let dir = data();
+    let (dir, model) = (data(), short());
     let mut row = row("qasper");
-    row["context"] = json!("A man went to the town and came to the sea. ".repeat(2000));
+    row["context"] = json!("A man went to the town and came to the sea. ".repeat(200));
     write(&dir, "qasper.jsonl", row.to_string());
     let out = dir.path().join("out");
-    for (more, least, most) in [(&[][..], 8150, 8192 - 5), (&["--max-length", "100"], 98, 104)] {
+    for (more, least, most) in [(&[][..], 590, 595), (&["--max-length", "100"], 98, 104)] {
         std::fs::remove_file(&out).ok();
         std::fs::remove_file(dir.path().join("out.run")).ok();
-        let args = ["--data", path(&dir), "--tasks", "qasper", "--out", out.to_str().unwrap()];
+        let args =
+            ["--data", path(&dir), "--tasks", "qasper", "-m", model.path(), "--out", out.to_str().unwrap()];
         longbench(&[&args[..], more].concat()).ok();
         let tokens = answers(&out)["longbench/qasper/0"]["prompt_tokens"].as_u64().unwrap();
         assert!((least..=most).contains(&tokens), "{tokens}");
     }
     let fails = |args: &[&str], code: i32, parts: &[&str]| {
-        longbench(&[&["--data", path(&dir), "--tasks", "qasper"], args].concat()).fails(code, parts);
+        longbench(&[&["--data", path(&dir), "--tasks", "qasper", "-m", model.path()], args].concat())
+            .fails(code, parts);
     };
-    fails(&["--max-length", "8190"], 1, &["--max-length", "at most 8187 for qasper", "8190"]);
+    fails(&["--max-length", "596"], 1, &["--max-length", "at most 595 for qasper", "596"]);
     fails(&["--max-length", "3"], 2, &["--max-length", "from 16"]);
-    write(&dir, "dataset2maxlen.json", r#"{"qasper": 8192}"#);
-    fails(&[], 1, &["qasper", "8192 tokens", "holds 8192", "--tasks"]);
+    write(&dir, "dataset2maxlen.json", r#"{"qasper": 600}"#);
+    fails(&[], 1, &["qasper", "600 tokens", "holds 600", "--tasks"]);
 }
 
 /// A template goes around questions, not around what is to be continued, and begin-of-text is there once.
@@ -190,8 +200,7 @@ fn a_chat_template_is_for_questions() {
         ["qasper", "trec"]
             .map(|task| answers(&file)[&format!("longbench/{task}/0")]["prompt_tokens"].as_u64().unwrap())
     };
-    let model = Checkpoint::new();
-    model.edit("tokenizer_config.json", |config| config["chat_template"] = Value::Null);
+    let model = short();
     let args = ["--data", path(&dir), "-m", model.path(), "--chat"];
     longbench(&args).fails(1, &["--chat", "no chat template"]);
     let plain = tokens(&model, &[]);
@@ -206,10 +215,10 @@ fn a_chat_template_is_for_questions() {
     assert!(qasper > plain[0] + 5 && trec == plain[1]);
     // A prompt that fills the context leaves room for the template.
     let mut row = row("qasper");
-    row["context"] = json!("A man went to the sea. ".repeat(3000));
+    row["context"] = json!("A man went to the sea. ".repeat(300));
     write(&dir, "qasper.jsonl", row.to_string());
     let [qasper, _] = tokens(&model, &["--chat"]);
-    assert!((8150..=8187).contains(&qasper), "{qasper}");
+    assert!((585..=595).contains(&qasper), "{qasper}");
 }
 
 /// A run that broke off goes on, also in the middle of a line.
@@ -259,6 +268,8 @@ fn what_is_missing_or_wrong_is_one_line() {
     );
     damaged("qasper", &|row| row["answers"] = json!("the king"), &["expected a sequence"]);
     damaged("qasper", &|row| row["answers"] = json!([]), &["answers: expected at least one"]);
+    let long = "a ".repeat(200_000);
+    damaged("qasper", &|row| row["answers"] = json!([long]), &["answers: expected at most 262144 bytes"]);
     damaged("trec", &|row| row["all_classes"] = Value::Null, &["all_classes: expected the names"]);
     damaged(
         "passage_retrieval_en",

@@ -3,8 +3,8 @@
 
     python3 longbench.py [--out DIR] [--check]
 
-The packages are those that LongBench and KIVI score with: rouge, fuzzywuzzy without python-Levenshtein (their
-requirements do not have it, and the two differ), jieba. The formulas around them are written down again here.
+The packages are those that LongBench and KIVI score with: rouge, fuzzywuzzy without python-Levenshtein (KIVI's
+requirements.txt does not have it, and with it scores differ), jieba. The formulas around them are written down again here.
 """
 
 import argparse

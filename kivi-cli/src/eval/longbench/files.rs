@@ -19,6 +19,9 @@ const GET_ROWS: &str = "unpack data.zip of https://huggingface.co/datasets/THUDM
 const EXAMPLE: &str =
     r#"{"input": "Who?", "context": "A long text", "answers": ["Anna"], "length": 3, "all_classes": null}"#;
 
+/// Bytes of a right answer, at most: the time and memory of a score grow with it. LongBench's have some thousands.
+const MAX_ANSWER: usize = 256 << 10;
+
 /// A part of LongBench, read.
 pub struct Set {
     /// Which.
@@ -75,6 +78,9 @@ impl Key {
     fn check(&self, part: Part) -> Result<()> {
         if self.answers.is_empty() {
             bail!("answers: expected at least one, found none");
+        }
+        if let Some(long) = self.answers.iter().map(String::len).find(|len| *len > MAX_ANSWER) {
+            bail!("answers: expected at most {MAX_ANSWER} bytes each, found {long}");
         }
         if part.task.needs_classes() && self.classes.as_deref().unwrap_or_default().is_empty() {
             bail!("all_classes: expected the names of the classes, found none");

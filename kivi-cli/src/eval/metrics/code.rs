@@ -12,8 +12,8 @@ pub fn similarity(answer: &str, reference: &str) -> f64 {
     percent(line, reference) / 100.0
 }
 
-/// `fuzz.ratio` of the Python package fuzzywuzzy without python-Levenshtein, which LongBench does not install: two texts that
-/// are the same have 100, also two empty ones; halves go to the even number.
+/// `fuzz.ratio` of the Python package fuzzywuzzy without python-Levenshtein, which KIVI's requirements do not have: two texts
+/// that are the same have 100, also two empty ones; halves go to the even number.
 fn percent(a: &str, b: &str) -> f64 {
     if a == b {
         return 100.0;
