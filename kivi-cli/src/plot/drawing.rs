@@ -98,13 +98,18 @@ impl Drawing {
 
     /// Text that is read from the left.
     pub fn text(&mut self, text: impl Into<String>, at: Point, size: f64, color: RGBColor, anchor: Anchor) {
-        self.shapes.push(Shape::Text(Text { text: text.into(), at, size, color, anchor, upwards: false }));
+        self.push(Text { text: text.into(), at, size, color, anchor, upwards: false });
     }
 
     /// Text that is read from below, around its point.
     pub fn text_upwards(&mut self, text: impl Into<String>, at: Point, size: f64, color: RGBColor) {
-        let anchor = Anchor::Middle;
-        self.shapes.push(Shape::Text(Text { text: text.into(), at, size, color, anchor, upwards: true }));
+        self.push(Text { text: text.into(), at, size, color, anchor: Anchor::Middle, upwards: true });
+    }
+
+    fn push(&mut self, text: Text) {
+        if !text.text.is_empty() {
+            self.shapes.push(Shape::Text(text));
+        }
     }
 
     /// Writes a file, whole or not at all, in the format that its name says.
@@ -227,6 +232,7 @@ impl<DB: DrawingBackend> Brush<'_, DB> {
     }
 }
 
+#[cfg(test)]
 impl Text {
     /// The corners of its box.
     pub fn bounds(&self) -> (Point, Point) {

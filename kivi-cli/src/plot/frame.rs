@@ -47,12 +47,15 @@ impl Frame {
         Frame { left, top, right: left + width, bottom: top + height }
     }
 
-    /// The room for data, with labels and vertical ticks on its left, and on all other sides what they need.
-    pub fn inner(&self, title: &str, vertical: &[Tick]) -> Frame {
-        let widest = vertical.iter().map(|(_, text)| width(SMALL, text)).fold(0.0, f64::max);
+    /// The room for data, with labels and the ticks of a vertical axis of that height on its left, and on all other sides what they
+    /// need.
+    pub fn inner(&self, title: &str, vertical: &dyn Fn(f64) -> Vec<Tick>) -> Frame {
+        let top = self.top + if title.is_empty() { 8.0 } else { LINE + 6.0 };
+        let ticks = vertical(self.bottom - 2.0 * LINE - 6.0 - top);
+        let widest = ticks.iter().map(|(_, text)| width(SMALL, text)).fold(0.0, f64::max);
         Frame {
             left: self.left + LINE + widest + 10.0,
-            top: self.top + if title.is_empty() { 8.0 } else { LINE + 6.0 },
+            top,
             right: self.right - 20.0,
             bottom: self.bottom - 2.0 * LINE - 6.0,
         }

@@ -53,7 +53,7 @@ impl Heat {
         let columns = self.panels.len().min(2);
         let rows = self.panels.len().div_ceil(columns);
         let most = self.panels.iter().map(|grid| grid.rows.len()).max().unwrap_or(1);
-        let height = (26.0 * most as f64).clamp(60.0, 420.0) + 3.0 * LINE + 16.0;
+        let height = (26.0 * most as f64).clamp(150.0, 420.0) + 3.0 * LINE + 16.0;
         let all = Frame::below(top, height * rows as f64 + MARGIN * (rows - 1) as f64);
         for (i, grid) in self.panels.iter().enumerate() {
             let outer = all.cell((i % columns, i / columns), (columns, rows), MARGIN);
@@ -94,7 +94,7 @@ impl Grid {
 
     fn draw(&self, drawing: &mut Drawing, outer: &Frame, (x, y): (&str, &str)) {
         let (columns, rows) = (self.columns.len(), self.rows.len());
-        let ticks: Vec<_> = self.rows.iter().map(|name| (0.0, name.clone())).collect();
+        let ticks = |_| self.rows.iter().map(|name| (0.0, name.clone())).collect();
         let inner = outer.inner(&self.title, &ticks);
         for (i, cell) in self.cells.iter().enumerate() {
             let Some((right, of)) = cell else { continue };

@@ -69,6 +69,12 @@ pub fn ramp(share: f64) -> RGBColor {
     ViridisRGB::get_color(share.clamp(0.0, 1.0))
 }
 
+/// The colour with much white.
+pub fn paler(RGBColor(r, g, b): RGBColor) -> RGBColor {
+    let [r, g, b] = [r, g, b].map(|x| 255 - (255 - x) / 3);
+    RGBColor(r, g, b)
+}
+
 /// Whether white text reads better on this colour than black text.
 pub fn is_dark(RGBColor(r, g, b): RGBColor) -> bool {
     0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b) < 140.0
