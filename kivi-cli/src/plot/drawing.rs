@@ -12,7 +12,7 @@ use plotters::prelude::{
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, TextStyle};
 
-use super::style::{FAMILY, FONT_LINE, PAPER, WIDTH, load_font, width};
+use super::style::{FAMILY, FONT_LINE, PAPER, WIDTH, load_font};
 use crate::format;
 
 /// Scale and offset of text, by which capitals are of one size and around their point: the library writes the height of a line
@@ -236,7 +236,7 @@ impl<DB: DrawingBackend> Brush<'_, DB> {
 impl Text {
     /// The corners of its box.
     pub fn bounds(&self) -> (Point, Point) {
-        let (length, height) = (width(self.size, &self.text), self.size);
+        let (length, height) = (super::style::width(self.size, &self.text), self.size);
         let before = match self.anchor {
             Anchor::Start => 0.0,
             Anchor::Middle => length / 2.0,

@@ -101,7 +101,7 @@ impl Grid {
             let place = inner.cell((i % columns, i / columns), (columns, rows), 0.0);
             let fill = ramp(right / of);
             // A line of paper between cells, where they are large enough for it.
-            let gap = if place.width() > 6.0 && place.height() > 6.0 { 1.0 } else { 0.0 };
+            let gap = if place.width() > 12.0 && place.height() > 12.0 { 1.0 } else { 0.0 };
             drawing.rect((place.left, place.top), (place.right - gap, place.bottom - gap), fill);
             let text = format!("{right}/{of}");
             if width(SMALL, &text) + 8.0 <= place.width() && place.height() >= SMALL + 4.0 {

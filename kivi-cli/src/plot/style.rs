@@ -56,7 +56,12 @@ pub fn load_font() -> Result<()> {
 
 /// The colour of a series.
 pub fn color(series: usize) -> RGBColor {
-    PALETTE[series % PALETTE.len()]
+    PALETTE[place(series)]
+}
+
+/// The place of its colour.
+pub fn place(series: usize) -> usize {
+    series % PALETTE.len()
 }
 
 /// How often all colours were used before this series: its marks differ.
