@@ -153,7 +153,7 @@ pub fn number(value: f64, step: f64) -> String {
     if value == 0.0 {
         return "0".into();
     }
-    if step >= 1e6 || step < 1e-5 {
+    if !(1e-5..1e6).contains(&step) {
         return format!("{value:.1e}");
     }
     // 2.5 has a digit more than 2.

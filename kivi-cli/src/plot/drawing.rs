@@ -121,7 +121,12 @@ impl Drawing {
         let name = || format!("{}: cannot be written", format::path(path));
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The library goes by the name of a file, too.
-        let file = tempfile::Builder::new().suffix(format.suffix()).tempfile_in(dir).with_context(name)?;
+        let mut file = tempfile::Builder::new();
+        file.suffix(format.suffix());
+        // As any file, less what the umask says; a temporary one would be for its owner alone.
+        #[cfg(unix)]
+        file.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = file.tempfile_in(dir).with_context(name)?;
         match format {
             Format::Svg => std::fs::write(file.path(), self.svg()?).with_context(name)?,
             Format::Png => {

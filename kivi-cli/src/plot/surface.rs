@@ -36,7 +36,7 @@ const MAX_PANELS: usize = 24;
 /// Ridges of a surface, and points of a ridge: as many as can be seen.
 const MAX_RIDGES: usize = 64;
 /// See there.
-const MAX_POINTS: usize = 48;
+const MAX_POINTS: usize = 40;
 
 impl Surfaces {
     /// Draws it.
