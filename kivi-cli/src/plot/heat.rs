@@ -53,7 +53,7 @@ impl Heat {
         let columns = self.panels.len().min(2);
         let rows = self.panels.len().div_ceil(columns);
         let most = self.panels.iter().map(|grid| grid.rows.len()).max().unwrap_or(1);
-        let height = (26.0 * most as f64).clamp(60.0, 420.0) + 3.0 * LINE + 16.0;
+        let height = (26.0 * most as f64).clamp(150.0, 420.0) + 3.0 * LINE + 16.0;
         let all = Frame::below(top, height * rows as f64 + MARGIN * (rows - 1) as f64);
         for (i, grid) in self.panels.iter().enumerate() {
             let outer = all.cell((i % columns, i / columns), (columns, rows), MARGIN);
@@ -94,14 +94,14 @@ impl Grid {
 
     fn draw(&self, drawing: &mut Drawing, outer: &Frame, (x, y): (&str, &str)) {
         let (columns, rows) = (self.columns.len(), self.rows.len());
-        let ticks: Vec<_> = self.rows.iter().map(|name| (0.0, name.clone())).collect();
+        let ticks = |_| self.rows.iter().map(|name| (0.0, name.clone())).collect();
         let inner = outer.inner(&self.title, &ticks);
         for (i, cell) in self.cells.iter().enumerate() {
             let Some((right, of)) = cell else { continue };
             let place = inner.cell((i % columns, i / columns), (columns, rows), 0.0);
             let fill = ramp(right / of);
             // A line of paper between cells, where they are large enough for it.
-            let gap = if place.width() > 6.0 && place.height() > 6.0 { 1.0 } else { 0.0 };
+            let gap = if place.width() > 12.0 && place.height() > 12.0 { 1.0 } else { 0.0 };
             drawing.rect((place.left, place.top), (place.right - gap, place.bottom - gap), fill);
             let text = format!("{right}/{of}");
             if width(SMALL, &text) + 8.0 <= place.width() && place.height() >= SMALL + 4.0 {

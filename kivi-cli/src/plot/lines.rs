@@ -106,7 +106,7 @@ impl Panel {
             }
             _ => Axis::new(points().map(|point| point.1), Scale::Linear)?,
         };
-        let inner = outer.inner(&self.title, &y.vertical(outer.height()));
+        let inner = outer.inner(&self.title, &|height| y.vertical(height));
         axes(drawing, outer, &inner, Labels { title: &self.title, x: &self.x.0, y: &self.y.0 }, (&x, &y));
         let place = |point: &Point| inner.at(x.place(point.0), y.place(point.1));
         for series in &self.series {

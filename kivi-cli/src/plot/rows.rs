@@ -45,7 +45,8 @@ pub fn longest(rows: &[Row], kept: &[Kept], x: &dyn Fn(&Row) -> usize) -> (Vec<R
         group.0 = i;
         group.1.push(row.clone());
     }
-    let points = |(last, rows): &(usize, Vec<Row>)| (rows.iter().map(x).collect::<BTreeSet<_>>().len(), *last);
+    let points =
+        |(last, rows): &(usize, Vec<Row>)| (rows.iter().map(x).collect::<BTreeSet<_>>().len(), *last);
     let longest = groups.into_values().max_by_key(points).unwrap_or_default().1;
     let differs = |kept: &&Kept| rows.iter().any(|row| kept.of(row) != kept.of(&longest[0]));
     let common = kept.iter().filter(differs).map(|kept| format!(", {}", kept.of(&longest[0]))).collect();

@@ -56,7 +56,12 @@ pub fn load_font() -> Result<()> {
 
 /// The colour of a series.
 pub fn color(series: usize) -> RGBColor {
-    PALETTE[series % PALETTE.len()]
+    PALETTE[place(series)]
+}
+
+/// The place of its colour.
+pub fn place(series: usize) -> usize {
+    series % PALETTE.len()
 }
 
 /// How often all colours were used before this series: its marks differ.
@@ -67,6 +72,12 @@ pub fn round(series: usize) -> usize {
 /// The colour of a share from 0 (dark) to 1 (light), in even steps.
 pub fn ramp(share: f64) -> RGBColor {
     ViridisRGB::get_color(share.clamp(0.0, 1.0))
+}
+
+/// The colour with much white.
+pub fn paler(RGBColor(r, g, b): RGBColor) -> RGBColor {
+    let [r, g, b] = [r, g, b].map(|x| 255 - (255 - x) / 3);
+    RGBColor(r, g, b)
 }
 
 /// Whether white text reads better on this colour than black text.

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use super::axis::{Axis, Scale};
 use super::drawing::{Anchor, Drawing, Point};
 use super::frame::{Frame, header, notes};
-use super::style::{GREY, GRID, INK, LABEL, LINE, MARGIN, PAPER, SMALL, fit, ramp, width};
+use super::style::{GREY, GRID, INK, LABEL, LINE, MARGIN, SMALL, fit, paler, ramp, width};
 
 /// Surfaces beside and below each other.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +36,7 @@ const MAX_PANELS: usize = 24;
 /// Ridges of a surface, and points of a ridge: as many as can be seen.
 const MAX_RIDGES: usize = 64;
 /// See there.
-const MAX_POINTS: usize = 48;
+const MAX_POINTS: usize = 40;
 
 impl Surfaces {
     /// Draws it.
@@ -115,9 +115,10 @@ impl Surface {
                 _ => ridge.iter().enumerate().map(top).collect(),
             };
             let ground = [view.at(1.0, away, 0.0), view.at(0.0, away, 0.0)];
-            drawing.polygon(line.iter().copied().chain(ground).collect(), PAPER);
             // Not up to the end of the ramp, which is hard to see on paper.
-            drawing.path(line, ramp(0.85 * means[i] / most), 1.0);
+            let color = ramp(0.85 * means[i] / most);
+            drawing.polygon(line.iter().copied().chain(ground).collect(), paler(color));
+            drawing.path(line, color, 1.0);
         }
         let corners = [(0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 0.0)];
         drawing.path(corners.map(|(t, c, m)| view.at(t, c, m)).to_vec(), INK, 1.0);
