@@ -6,8 +6,9 @@
 //!
 //! # What is quantized when
 //! With `len` tokens in the cache: keys `R * floor(len / R)`, values `max(0, len - R)`, `R` the residual length, as
-//! [`KiviConfig::packed`] says, whatever the axis; of values per channel only whole groups of those. Groups lie at multiples of the group
-//! size in the text, or in the head; what is left of a head is a shorter group. Sinks stay as they are and do not count for scales.
+//! [`packed`](kivi_quant::KiviConfig::packed) says, whatever the axis; of values per channel only whole groups of those. Groups lie at
+//! multiples of the group size in the text, or in the head; what is left of a head is a shorter group. Sinks stay as they are
+//! and do not count for scales.
 
 use std::collections::BTreeMap;
 use std::fmt;
