@@ -70,8 +70,8 @@ impl SamplingParams {
     }
 }
 
-/// What chooses the tokens of one sequence has to know; a sequence has its own, so that nothing else in the batch changes what
-/// it draws.
+/// The random numbers of one sequence, and its penalty; a sequence has its own, so that nothing else in the batch changes what it
+/// draws.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
