@@ -61,7 +61,7 @@ pub(crate) fn top_p_goal(draw: &Draw, all: u64) -> Option<u64> {
 
 /// `part * all / 2^64`, rounded down.
 pub(crate) fn share(part: u64, all: u64) -> u64 {
-    (u128::from(part) * u128::from(all) >> 64) as u64
+    ((u128::from(part) * u128::from(all)) >> 64) as u64
 }
 
 /// `2^40 e^d` for `d <= 0`, as docs/numerics.md defines it: every backend has these bits.
@@ -71,7 +71,7 @@ pub(crate) fn weight(d: f32) -> u64 {
         let whole = y.round_ties_even();
         let rest = y - whole;
         let power = POWERS.iter().rev().fold(0.0, |sum, factor| sum * rest + factor);
-        u64::from((power * 2.0_f32.powi(31)) as u32) << 9 >> -whole as u32
+        (u64::from((power * 2.0_f32.powi(31)) as u32) << 9) >> -whole as u32
     } else {
         0 // Of a NaN, too.
     }
