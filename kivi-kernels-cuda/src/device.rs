@@ -331,5 +331,6 @@ impl<A: Act> Backend for Cuda<A> {
         gather Gather;
         argmax Argmax;
         top_k TopK;
+        sample Sample;
     }
 }

@@ -4,7 +4,7 @@ use core::iter::Sum;
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
 use kivi_kernels::Element;
-use kivi_kernels::ops::{AttendParts, LinearParts};
+use kivi_kernels::ops::{AttendParts, LinearParts, SampleParts};
 
 use crate::{Cpu, fast, oracle};
 
@@ -39,6 +39,11 @@ pub trait Accum:
     /// [`kivi_kernels::ops::Attend`].
     fn attend(cpu: &Cpu<Self>, op: AttendParts<'_, Cpu<Self>>) {
         oracle::attend(cpu, op);
+    }
+
+    /// [`kivi_kernels::ops::Sample`].
+    fn sample(cpu: &Cpu<Self>, op: SampleParts<'_, Cpu<Self>>) {
+        oracle::sample(cpu, op);
     }
 }
 
@@ -79,5 +84,9 @@ impl Accum for f32 {
 
     fn attend(cpu: &Cpu<Self>, op: AttendParts<'_, Cpu<Self>>) {
         if cpu.is_yardstick() { oracle::attend(cpu, op) } else { fast::attend(cpu, op) }
+    }
+
+    fn sample(cpu: &Cpu<Self>, op: SampleParts<'_, Cpu<Self>>) {
+        if cpu.is_yardstick() { oracle::sample(cpu, op) } else { fast::sample(cpu, op) }
     }
 }

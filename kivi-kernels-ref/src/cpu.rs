@@ -232,5 +232,6 @@ impl<A: Accum> Backend for Cpu<A> {
         gather Gather = oracle::gather;
         argmax Argmax = oracle::argmax;
         top_k TopK = oracle::top_k;
+        sample Sample = A::sample;
     }
 }

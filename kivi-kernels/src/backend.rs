@@ -54,7 +54,7 @@ pub struct Patch<'a, B: Backend> {
 pub enum Words<'a, B: Backend> {
     /// The host.
     Host(Vec<u32>),
-    /// One element of what [`ops::Argmax`] wrote. `u32::MAX`, which is no token, becomes 0.
+    /// One element of what [`ops::Argmax`] or [`ops::Sample`] wrote. `u32::MAX`, which is no token, becomes 0.
     Chosen(&'a B::Buffer<u32>, usize),
 }
 
@@ -281,4 +281,10 @@ pub trait Backend: Sized {
     /// # Errors
     /// A failure of the device.
     fn top_k(&self, op: ops::TopK<'_, Self>) -> Result<(), Self::Error>;
+
+    /// See [`ops::Sample`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn sample(&self, op: ops::Sample<'_, Self>) -> Result<(), Self::Error>;
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use kivi_quant::{KiviConfig, Packed};
 
+use crate::ops::Draw;
 use crate::{Backend, Patch, StepError, StepKey, Words};
 
 /// Fixed sizes of a [`Batch`]'s device arrays.
@@ -118,6 +119,8 @@ pub struct Batch<B: Backend> {
     pub active: B::Buffer<u32>,
     /// Room for the token that is chosen for each sequence, from which [`Self::plan_ahead`] takes those of the next step.
     pub chosen: B::Buffer<u32>,
+    /// The words of each sequence's [`Draw`], where the step has draws.
+    pub draws: B::Buffer<u32>,
     /// One entry a cache group.
     pub groups: Vec<GroupArrays<B>>,
 }
@@ -159,6 +162,7 @@ impl<B: Backend> Batch<B> {
             len: backend.zeros(seqs)?,
             active: backend.zeros(seqs)?,
             chosen: backend.zeros(seqs)?,
+            draws: backend.zeros(seqs.saturating_mul(Draw::WORDS))?,
             groups: groups.collect::<Result<_, B::Error>>()?,
             capacity,
         })
@@ -209,11 +213,12 @@ impl<B: Backend> Batch<B> {
     /// # Errors
     /// [`StepError::Plan`] (nothing is written then), or a failure of the device.
     pub fn plan(&mut self, backend: &B, plan: &StepPlan<'_>) -> Result<(), StepError<B::Error>> {
-        self.plan_ahead(backend, plan, &[])
+        self.plan_ahead(backend, plan, &[], &[])
     }
 
     /// [`Self::plan`], before the host knows all tokens: where `from` has a row for a sequence, its first token is the one that
-    /// [`Self::chosen`] has there, whatever the plan says; it was chosen by the step before.
+    /// [`Self::chosen`] has there, whatever the plan says; it was chosen by the step before. `draws` says how the sequences' tokens
+    /// are drawn; it is empty if they are not.
     ///
     /// # Errors
     /// As for [`Self::plan`].
@@ -222,12 +227,18 @@ impl<B: Backend> Batch<B> {
         backend: &B,
         plan: &StepPlan<'_>,
         from: &[Option<usize>],
+        draws: &[Draw],
     ) -> Result<(), StepError<B::Error>> {
         self.check(plan, from)?;
+        let n = plan.seqs.len();
+        if draws.len() > n {
+            let (what, expected) = ("its draw", format!("at most {n} draws"));
+            return Err(PlanError { seq: n, what, expected, found: draws.len() }.into());
+        }
         self.mirror(plan);
         let changes: Vec<_> =
             self.groups.iter_mut().enumerate().map(|(g, arrays)| arrays.changes(plan, g)).collect();
-        let written = backend.patch(self.patches(plan, from, changes));
+        let written = backend.patch(self.patches(plan, from, draws, changes));
         if written.is_err() {
             self.groups.iter_mut().for_each(|arrays| arrays.tables.clear());
         }
@@ -239,6 +250,7 @@ impl<B: Backend> Batch<B> {
         &'a mut self,
         plan: &StepPlan<'_>,
         from: &[Option<usize>],
+        draws: &[Draw],
         changes: Vec<Changes>,
     ) -> Vec<Patch<'a, B>> {
         let rows = || {
@@ -258,6 +270,7 @@ impl<B: Backend> Batch<B> {
             Patch::whole(&mut self.last_row, last),
             Patch::whole(&mut self.len, of_seqs(&|seq| seq.len)),
             Patch::whole(&mut self.active, of_seqs(&|seq| usize::from(seq.active))),
+            Patch::whole(&mut self.draws, draws.iter().flat_map(|draw| draw.to_words()).collect()),
         ];
         for (g, (arrays, changes)) in self.groups.iter_mut().zip(changes).enumerate() {
             let parts = changes.into_iter().map(|(at, pages)| (at, Words::Host(pages))).collect();

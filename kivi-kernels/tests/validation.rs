@@ -118,6 +118,14 @@ fn selections_need_room() {
     let logits = zeros(6);
     let logits = Rows::<B, f32>::new(&logits, 2, 3).expect("fits");
     assert_eq!(refusal(ops::Argmax::new(&mut words(1), logits)), "argmax: out needs 2 elements, got 1");
+    assert_eq!(
+        refusal(ops::Sample::new(&mut words(1), logits, &words(12))),
+        "sample: out needs 2 elements, got 1"
+    );
+    assert_eq!(
+        refusal(ops::Sample::new(&mut words(2), logits, &words(11))),
+        "sample: draws needs 12 elements, got 11"
+    );
     let mut values = zeros(8);
     let values = RowsMut::new(&mut values, 2, 4).expect("fits");
     assert_eq!(

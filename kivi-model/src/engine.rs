@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use kivi_kernels::ops::Draw;
 use kivi_kernels::{Backend, Batch, BatchCapacity, StepError};
 
 use crate::cache::{CacheShape, CacheSizes, KvCache, SeqCache, SequenceState, Snapshot};
@@ -62,9 +63,14 @@ impl Sequence {
         self.tokens.len() - self.request.prompt.len()
     }
 
-    /// Whether the next token is simply the most likely one.
-    fn is_greedy(&self) -> bool {
-        !self.request.want_logits && self.request.sampling.is_plain_greedy()
+    /// The token that the request wants in place of the one that is chosen next.
+    fn forced(&self) -> Option<u32> {
+        self.request.forced.get(self.generated() + self.in_flight).copied()
+    }
+
+    /// How the next token is drawn; a forced one takes no random number.
+    fn draw(&mut self) -> Draw {
+        if self.forced().is_some() { Draw::GREEDY } else { self.sampler.draw() }
     }
 }
 
@@ -216,7 +222,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         Some(self.release(place, keep))
     }
 
-    /// Whether a step is queued before the tokens of the one before are known, where these are the likeliest ones and nothing
+    /// Whether a step is queued before the tokens of the one before are known, where these are chosen on the device and nothing
     /// that is known ends the text. Its events come with the next step then. On for backends that run behind the host, else off.
     pub fn set_run_ahead(&mut self, on: bool) {
         self.run_ahead = on;

@@ -1,14 +1,10 @@
-//! The next token from logits.
+//! How the next token is chosen from logits.
 //!
 //! Filters have the order and the meaning of transformers' logits processors: repetition penalty,
-//! temperature, top-k, top-p, min-p, each on the distribution that the one before left.
-//!
-//! # Equation
-//! Of the tokens that are kept, with weights `w_i` in proportion to their probabilities, the one of the largest `w_i / e_i` is
-//! taken, where each `e_i` is drawn from the exponential distribution: that is token `i` with probability `w_i / sum w`
-//! (an exponential race, the Gumbel-max trick in other words). Rounding of the logits changes the token only where two
-//! nearly tie. Along a cumulative distribution it would wherever it moves one of as many boundaries as there are tokens.
+//! temperature, top-k, top-p, min-p, each on the distribution that the one before left. All but the penalty, and the choice, are
+//! the backend's ([`kivi_kernels::ops::Sample`]); here are the parameters and the random numbers.
 
+use kivi_kernels::ops::Draw;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -48,9 +44,9 @@ pub struct SamplingError {
 }
 
 impl SamplingParams {
-    /// Whether the next token is the one of the largest logit, whatever came before.
-    pub fn is_plain_greedy(&self) -> bool {
-        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    /// Whether logits depend on the tokens before them.
+    pub fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0
     }
 
     /// Checks that every parameter is within its range.
@@ -74,22 +70,12 @@ impl SamplingParams {
     }
 }
 
-/// Chooses the tokens of one sequence; a sequence has its own, so that nothing else in the batch
-/// changes what it draws.
+/// The random numbers of one sequence, and its penalty; a sequence has its own, so that nothing else in the batch changes what it
+/// draws.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
-    /// Logits after the penalty; kept to save an allocation a token.
-    scores: Vec<f32>,
-    candidates: Vec<Candidate>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    id: u32,
-    /// A logit first, then an unnormalised probability.
-    weight: f32,
 }
 
 impl Sampler {
@@ -97,146 +83,35 @@ impl Sampler {
     ///
     /// [validated]: SamplingParams::validate
     pub fn new(params: &SamplingParams) -> Sampler {
-        Sampler {
-            rng: ChaCha8Rng::seed_from_u64(params.seed),
-            params: params.clone(),
-            scores: Vec::new(),
-            candidates: Vec::new(),
-        }
+        Sampler { rng: ChaCha8Rng::seed_from_u64(params.seed), params: params.clone() }
     }
 
-    /// Chooses a token.
-    ///
-    /// `history` are the tokens that the repetition penalty counts: prompt and text so far. NaN counts
-    /// as minus infinity; if nothing is left the token is 0.
+    /// How the next token is drawn, for [`kivi_kernels::ops::Sample`]. Each call is one token: one random number if tokens are drawn at
+    /// all, whatever is kept, so that the sequence of numbers never shifts.
+    pub fn draw(&mut self) -> Draw {
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        if temperature == 0.0 {
+            return Draw::GREEDY;
+        }
+        let top_k = u32::try_from(top_k).unwrap_or(u32::MAX);
+        Draw { temperature, top_k, top_p, min_log_p: min_p.ln(), place: self.rng.next_u64() }
+    }
+
+    /// Applies the repetition penalty to each token of `history` (prompt and text so far) once.
     ///
     /// # Shapes
     /// `logits`: `[vocab_size]`
-    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
-        if self.params.repetition_penalty == 1.0 && self.params.temperature == 0.0 {
-            return argmax(logits);
-        }
-        self.scores.clear();
-        self.scores.extend_from_slice(logits);
-        penalise(&mut self.scores, logits, history, self.params.repetition_penalty);
-        if self.params.temperature == 0.0 {
-            return argmax(&self.scores);
-        }
-        // One draw for each token, whatever is kept, so that the sequence of draws never shifts.
-        let draw = self.rng.next_u64();
-        self.collect_candidates();
-        if self.candidates.is_empty() {
-            return argmax(&self.scores); // No finite logit, or one is plus infinity.
-        }
-        keep_top_p(&mut self.candidates, self.params.top_p);
-        keep_min_p(&mut self.candidates, self.params.min_p);
-        pick(&self.candidates, draw)
-    }
-
-    /// Tokens that top-k keeps, with probabilities relative to the likeliest.
-    fn collect_candidates(&mut self) {
-        self.candidates.clear();
-        let temperature = self.params.temperature;
-        let scaled = self.scores.iter().map(|score| score / temperature);
-        let all = (0u32..).zip(scaled).map(|(id, weight)| Candidate { id, weight });
-        self.candidates.extend(all.filter(|c| c.weight > f32::NEG_INFINITY));
-        keep_top_k(&mut self.candidates, self.params.top_k);
-        let max = self.candidates.iter().fold(f32::NEG_INFINITY, |max, c| max.max(c.weight));
-        if max == f32::INFINITY {
-            self.candidates.clear();
-        }
-        self.candidates.iter_mut().for_each(|c| c.weight = (c.weight - max).exp());
-    }
-}
-
-/// The index of the largest value, the first of equals, as `torch.argmax` on a CPU; 0 if there is none.
-pub fn argmax(values: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &value) in (0u32..).zip(values) {
-        if value > best.1 {
-            best = (id, value);
+    pub fn penalise(&self, logits: &mut [f32], history: &[u32]) {
+        let penalty = self.params.repetition_penalty;
+        let mut ids = history.to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            }
         }
     }
-    best.0
-}
-
-/// Penalises each token of the history once. `scores` equals `logits` before.
-fn penalise(scores: &mut [f32], logits: &[f32], history: &[u32], penalty: f32) {
-    for &id in history {
-        // From the logits and not from the score: a token that occurs twice is penalised once.
-        if let Some(&logit) = logits.get(id as usize) {
-            scores[id as usize] = if logit < 0.0 { logit * penalty } else { logit / penalty };
-        }
-    }
-}
-
-/// Keeps the `k` largest and those equal to the last of them, in O(n).
-fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
-    if k == 0 || k >= candidates.len() {
-        return;
-    }
-    let mut weights: Vec<f32> = candidates.iter().map(|c| c.weight).collect();
-    let (_, threshold, _) = weights.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-    let threshold = *threshold;
-    candidates.retain(|c| c.weight >= threshold);
-}
-
-/// Keeps the likeliest tokens until their probabilities reach `p`, at least one.
-fn keep_top_p(candidates: &mut Vec<Candidate>, p: f32) {
-    if p >= 1.0 {
-        return;
-    }
-    let total: f64 = sum(candidates);
-    let budget = (1.0 - f64::from(p)) * total;
-    // All tokens below this together weigh less than the budget, so they go without being sorted.
-    let negligible = budget / candidates.len() as f64;
-    let max = candidates.iter().fold(0f32, |max, c| max.max(c.weight));
-    let mut dropped = 0.0;
-    candidates.retain(|c| {
-        let keep = f64::from(c.weight) >= negligible || c.weight == max;
-        dropped += if keep { 0.0 } else { f64::from(c.weight) };
-        keep
-    });
-    candidates.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
-    while let [_, .., last] = candidates[..] {
-        dropped += f64::from(last.weight);
-        if dropped > budget {
-            break;
-        }
-        candidates.pop();
-    }
-}
-
-/// Keeps tokens with at least `min_p` of the probability of the likeliest.
-fn keep_min_p(candidates: &mut Vec<Candidate>, min_p: f32) {
-    let max = candidates.iter().fold(0f32, |max, c| max.max(c.weight));
-    candidates.retain(|c| c.weight >= min_p * max);
-}
-
-/// The token that wins the race of `draw`.
-fn pick(candidates: &[Candidate], draw: u64) -> u32 {
-    let mut best = (0.0, candidates.first().map_or(0, |c| c.id));
-    for c in candidates {
-        let (weight, v) = (f64::from(c.weight), uniform(draw, c.id));
-        // -ln(1 - v) is at least v: most tokens lose without a logarithm.
-        if weight > best.0 * v && weight > best.0 * -(-v).ln_1p() {
-            best = (weight / -(-v).ln_1p(), c.id);
-        }
-    }
-    best.1
-}
-
-/// Number `id` of the SplitMix64 sequence that starts at `draw`, uniform in (0, 1).
-fn uniform(draw: u64, id: u32) -> f64 {
-    let mut z = draw.wrapping_add((u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
-    ((z >> 12) as f64 + 0.5) / (1u64 << 52) as f64
-}
-
-fn sum(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 
 #[cfg(test)]

@@ -65,7 +65,16 @@ fn forward(seqs: usize, rows: usize) -> Vec<String> {
 
 /// How a step ends that chooses greedy tokens.
 fn argmax(seqs: usize) -> [String; 4] {
-    let choice = format!("argmax of [{seqs}, 64]");
+    choice("argmax", seqs)
+}
+
+/// How a step ends that draws tokens.
+fn sample(seqs: usize) -> [String; 4] {
+    choice("sample", seqs)
+}
+
+fn choice(op: &str, seqs: usize) -> [String; 4] {
+    let choice = format!("{op} of [{seqs}, 64]");
     [choice, "recorded".into(), format!("read later {seqs} u32"), format!("wait for {seqs}")]
 }
 
@@ -121,28 +130,51 @@ fn a_layer_attends_to_its_own_cache_before_it_appends() {
     }
 }
 
-/// A sequence that is not greedy has its logits read; argmax runs for those that are.
+/// A step draws all its tokens if one is drawn, and is recorded likewise: the random numbers are data.
+#[test]
+fn a_step_that_draws_is_recorded_as_one_that_does_not() {
+    let backend = Recorder::default();
+    let model = SMALL.load(&backend);
+    let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 400, 2)).expect("an engine");
+    let mut drawn = request(&prompt(5), 60);
+    drawn.sampling.temperature = 1.0;
+    drawn.sampling.top_k = 3;
+    engine.submit(drawn).expect("a good request");
+    engine.submit(request(&prompt(7), 200)).expect("a good request");
+    assert_eq!(texts(&step(&backend, &mut engine)), [forward(2, 12).as_slice(), &sample(2)].concat());
+    let first = step(&backend, &mut engine);
+    assert_eq!(texts(&first), [forward(2, 2).as_slice(), &sample(2)].concat());
+    for _ in 0..58 {
+        assert_eq!(step(&backend, &mut engine), first);
+    }
+    // The one that draws has ended.
+    assert_eq!(texts(&step(&backend, &mut engine)), [forward(1, 1).as_slice(), &argmax(1)].concat());
+}
+
+/// Logits are read for those that want them, and for a penalty, after which tokens are chosen again.
 #[test]
 fn logits_are_read_only_for_those_that_need_them() {
     let backend = Recorder::default();
     let model = SMALL.load(&backend);
     let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 3)).expect("an engine");
     let mut requests = [(); 3].map(|()| request(&prompt(5), 2));
-    requests[0].sampling.temperature = 1.0;
+    requests[0].sampling.repetition_penalty = 1.5;
     requests[2].want_logits = true;
     for request in requests.clone() {
         engine.submit(request).expect("a good request");
     }
     let calls = step(&backend, &mut engine);
-    let logits = ["read 64 f32 at 0".to_owned(), "read 64 f32 at 128".to_owned()];
-    assert_eq!(texts(&calls), [forward(3, 15).as_slice(), &argmax(3), &logits].concat());
+    let logits = ["read 64 f32 at 128".to_owned(), "read 64 f32 at 0".to_owned()];
+    let [again, _, later, wait] = argmax(3);
+    let expected = [forward(3, 15).as_slice(), &argmax(3), &logits, &[again, later, wait]].concat();
+    assert_eq!(texts(&calls), expected);
 
+    requests[0].sampling.temperature = 1.0;
     let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 1)).expect("an engine");
     engine.submit(requests[0].clone()).expect("a good request");
-    assert_eq!(
-        texts(&step(&backend, &mut engine)),
-        [forward(1, 5).as_slice(), &recorded(), &logits[..1]].concat()
-    );
+    let [again, _, later, wait] = sample(1);
+    let expected = [forward(1, 5).as_slice(), &sample(1), &logits[1..], &[again, later, wait]].concat();
+    assert_eq!(texts(&step(&backend, &mut engine)), expected);
 }
 
 /// The steps of a prompt that is cut ask for no token until the last one.
@@ -219,10 +251,12 @@ fn an_allocation_that_fails_is_out_of_memory() {
 fn a_failure_of_any_op_fails_the_step() {
     let backend = Recorder::default();
     let model = SMALL.load(&backend);
-    let ops = "record embed rms_norm linear rope attend append activate add gather argmax read wait";
+    let ops = "record embed rms_norm linear rope attend append activate add gather argmax sample read wait";
     for op in ops.split(' ') {
         let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 1)).expect("an engine");
-        engine.submit(request(&prompt(5), 2)).expect("a good request");
+        let mut asked = request(&prompt(5), 2);
+        asked.sampling.temperature = if op == "sample" { 1.0 } else { 0.0 };
+        engine.submit(asked).expect("a good request");
         backend.failing.set(op);
         let failed = engine.step().expect_err(op);
         backend.failing.set("");

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use kivi_kernels_ref::Cpu;
 use kivi_model::engine::{Engine, EngineConfig, Event, FinishReason, Request, SeqId, SequenceError};
 use kivi_model::model::Model;
+use kivi_model::sampler::SamplingParams;
 use models::{cache, config, request};
 use random::{SMALL, noise, tokens};
 
@@ -63,9 +64,19 @@ fn arrivals(name: &str, model: &Model<Cpu<f32>>, backend: &Cpu<f32>) -> Vec<(usi
         let mut request = request(&prompt, 1 + draw("tokens", 80));
         match draw("kind", 8) {
             0 => request.sampling.temperature = 0.7,
+            4 | 5 => {
+                let (temperature, top_k, top_p, min_p) = (1.3, 30, 0.9, 0.01);
+                let seed = i as u64;
+                request.sampling =
+                    SamplingParams { temperature, top_k, top_p, min_p, seed, ..SamplingParams::default() };
+                request.forced = tokens("forced", draw("forced", 3), SMALL.vocab);
+            }
             1 => request.forced = tokens("forced", 5, SMALL.vocab),
             2 => request.want_logits = true,
-            3 => request.sampling.repetition_penalty = 1.3,
+            3 => {
+                request.sampling.repetition_penalty = 1.3;
+                request.sampling.temperature = draw("drawn", 2) as f32;
+            }
             _ => {}
         }
         if draw("ends", 2) == 0 {
@@ -102,16 +113,22 @@ fn texts_are_those_of_an_engine_that_waits() {
     }
 }
 
-/// Tokens come one step later, and as many steps are run as without, but for one row where a text ends by a token.
+/// Tokens come one step later, and as many steps are run as without, but for one row where a text ends by a token. Those that are
+/// drawn do, too, unless they are penalised.
 #[test]
 fn tokens_come_with_the_next_step() {
     let backend = Cpu::<f32>::new();
     let model = SMALL.load(&backend);
-    let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 1)).expect("an engine");
-    engine.set_run_ahead(true);
-    engine.submit(request(&tokens("p", 9, SMALL.vocab), 3)).expect("a good request");
-    let mut step = || engine.step().expect("the CPU does not fail").len();
-    assert_eq!([step(), step(), step(), step(), step()], [0, 1, 1, 2, 0]);
+    let cases = [(0.0, 1.0, [0, 1, 1, 2, 0]), (0.8, 1.0, [0, 1, 1, 2, 0]), (0.8, 1.1, [1, 1, 2, 0, 0])];
+    for (temperature, repetition_penalty, expected) in cases {
+        let mut engine = Engine::new(&backend, &model, config(cache(2, 2), 64, 1)).expect("an engine");
+        engine.set_run_ahead(true);
+        let mut asked = request(&tokens("p", 9, SMALL.vocab), 3);
+        (asked.sampling.temperature, asked.sampling.repetition_penalty) = (temperature, repetition_penalty);
+        engine.submit(asked).expect("a good request");
+        let mut step = || engine.step().expect("the CPU does not fail").len();
+        assert_eq!([step(), step(), step(), step(), step()], expected);
+    }
 }
 
 /// A text that is kept is never run beyond its end: its cache is what it would be.

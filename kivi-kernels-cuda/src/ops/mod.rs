@@ -12,6 +12,7 @@ mod norm;
 mod patch;
 mod prefill;
 mod rope;
+mod sample;
 mod select;
 
 use kivi_kernels::{Element, Rows, RowsMut, Weight};
@@ -26,6 +27,7 @@ pub(crate) use linear::{embed, linear};
 pub(crate) use norm::{add_rms_norm, layer_norm, rms_norm};
 pub(crate) use patch::{Parcel, patch};
 pub(crate) use rope::rope;
+pub(crate) use sample::sample;
 pub(crate) use select::{argmax, gather, top_k};
 
 use crate::device::Cuda;
@@ -41,6 +43,7 @@ pub(crate) const SOURCES: &[&Source] = &[
     &rope::SOURCE,
     &elementwise::SOURCE,
     &select::SOURCE,
+    &sample::SOURCE,
     &patch::SOURCE,
     &cache::SOURCE,
     &append::SOURCE,

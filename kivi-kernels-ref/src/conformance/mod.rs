@@ -12,6 +12,7 @@ mod linear;
 mod norm;
 mod record;
 mod rope;
+mod sample;
 mod select;
 mod state;
 mod tolerance;
@@ -35,7 +36,8 @@ macro_rules! for_each_op {
         $visit! {
             linear::EmbedCase, linear::LinearCase, norm::RmsNormCase, norm::AddRmsNormCase, norm::LayerNormCase, rope::RopeCase,
             elementwise::ActivateCase, elementwise::AddCase, attention::AttendCase, cache::AppendCase,
-            cache::ClearPagesCase, select::GatherCase, select::ArgmaxCase, select::TopKCase, record::RecordCase
+            cache::ClearPagesCase, select::GatherCase, select::ArgmaxCase, select::TopKCase,
+            sample::SampleCase, record::RecordCase
         }
     };
 }
@@ -109,7 +111,7 @@ fn round(dtype: DType, x: f64) -> f64 {
 macro_rules! conformance_tests {
     (try $backend:expr) => {
         $crate::conformance_tests! { @ $backend;
-            embed linear rms_norm add_rms_norm layer_norm rope activate add attend append clear_pages gather argmax top_k record }
+            embed linear rms_norm add_rms_norm layer_norm rope activate add attend append clear_pages gather argmax top_k sample record }
     };
     (@ $backend:expr; $($op:ident)*) => {$(
         #[test]

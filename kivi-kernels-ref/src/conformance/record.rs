@@ -1,6 +1,7 @@
 //! Steps that come again, recorded or not: sequences come and go, pages change hands, keys become due, and each token is the
-//! one that the step before chose on the device.
+//! one that the step before chose or drew on the device.
 
+use kivi_kernels::ops::Draw;
 use kivi_kernels::{
     Backend, Batch, BatchCapacity, DType, Element, GroupStep, KvLayer, Rows, RowsMut, SeqStep, StepError,
     StepPlan, Weight, ops,
@@ -17,6 +18,8 @@ const COLS: usize = N_KV_HEADS * HEAD_DIM;
 const PAGE_TOKENS: usize = 32;
 /// Every so many steps the host knows the tokens.
 const KNOWN: usize = 5;
+/// Every so many steps tokens are drawn, else they are the likeliest.
+const DRAWN: usize = 2;
 
 /// Decode steps of a layer.
 #[derive(Clone, Debug)]
@@ -100,6 +103,7 @@ impl<B: Backend> World<B> {
         backend: &B,
         lives: &[(usize, &Life)],
         known: Option<u32>,
+        draws: &[Draw],
     ) -> Result<(), StepError<B::Error>> {
         let config = *self.layer.layout().config();
         let tokens = [known.unwrap_or(0)];
@@ -110,19 +114,23 @@ impl<B: Backend> World<B> {
         });
         let chosen = |life: &Life| (known.is_none() && life.len > 0).then_some(life.row);
         let from: Vec<_> = lives.iter().map(|(_, life)| chosen(life)).collect();
-        self.batch.plan_ahead(backend, &StepPlan { seqs: seqs.collect() }, &from)
+        self.batch.plan_ahead(backend, &StepPlan { seqs: seqs.collect() }, &from, draws)
     }
 
     /// Queues the planned step: the token's row is query, key, value and logits.
-    fn queue(&mut self, backend: &B) -> Result<(), StepError<B::Error>> {
+    fn queue(&mut self, backend: &B, drawn: bool) -> Result<(), StepError<B::Error>> {
         let Self { table, layer, batch, recordings, rows, attended, .. } = self;
-        let (n, key) = (batch.n_seqs(), batch.key(7));
+        let (n, key) = (batch.n_seqs(), batch.key(7 + u32::from(drawn)));
         backend.record(recordings, key, |backend| {
             backend.embed(ops::Embed::new(RowsMut::new(rows, n, COLS)?, table, &batch.tokens)?)?;
             let (x, out) = (Rows::new(rows, n, COLS)?, RowsMut::new(attended, n, COLS)?);
             backend.attend(ops::Attend::new(out, x, (x, x), layer, (batch, 0), 0.1)?)?;
             backend.append(ops::Append::new((x, x), layer, (batch, 0))?)?;
-            backend.argmax(ops::Argmax::new(&mut batch.chosen, x)?)?;
+            if drawn {
+                backend.sample(ops::Sample::new(&mut batch.chosen, x, &batch.draws)?)?;
+            } else {
+                backend.argmax(ops::Argmax::new(&mut batch.chosen, x)?)?;
+            }
             Ok(())
         })
     }
@@ -167,8 +175,12 @@ impl Case for RecordCase {
             }
             let known = (step % KNOWN == 0).then_some(step as u32);
             let planned: Vec<_> = here.iter().map(|&s| (s, &lives[s])).collect();
-            world.plan(backend, &planned, known)?;
-            world.queue(backend)?;
+            let drawn = step % DRAWN == 1;
+            let mut rng = Rng::new(self.seed + step as u64);
+            let draw = |s: &usize| Draw { temperature: *s as f32, place: rng.bits(), ..Draw::GREEDY };
+            let draws = if drawn { here.iter().map(draw).collect() } else { Vec::new() };
+            world.plan(backend, &planned, known, &draws)?;
+            world.queue(backend, drawn)?;
             // What the step before chose is looked at when this one is queued.
             let chosen = later.replace(backend.read_later(&world.batch.chosen, here.len())?);
             outcome.words.extend(chosen.map(|later| backend.wait(later)).transpose()?.unwrap_or_default());

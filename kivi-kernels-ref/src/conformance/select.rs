@@ -7,10 +7,14 @@ use proptest::strategy::{BoxedStrategy, Strategy};
 use super::{Case, Grid, Outcome, Rng, round};
 
 /// What an index that nobody wrote reads as.
-const POISON: u32 = 0xDEAD_BEEF;
+pub(super) const POISON: u32 = 0xDEAD_BEEF;
 
 /// Reads `indices`; whatever lies behind the first `n` must be untouched.
-fn read_indices<B: Backend>(backend: &B, indices: &B::Buffer<u32>, n: usize) -> Result<Outcome, B::Error> {
+pub(super) fn read_indices<B: Backend>(
+    backend: &B,
+    indices: &B::Buffer<u32>,
+    n: usize,
+) -> Result<Outcome, B::Error> {
     let mut words = vec![0; indices.len()];
     backend.read(indices, 0, &mut words)?;
     let rest = words.split_off(n);
@@ -56,15 +60,19 @@ impl Case for GatherCase {
 
 /// Logits to choose from.
 #[derive(Clone, Debug)]
-struct Logits {
-    rows: usize,
-    vocab: usize,
-    pad: usize,
+pub(super) struct Logits {
+    /// Rows.
+    pub(super) rows: usize,
+    /// Columns.
+    pub(super) vocab: usize,
+    /// Foreign columns.
+    pub(super) pad: usize,
     /// Steps between logits: coarse ones have equals.
-    step: f64,
+    pub(super) step: f64,
     /// What the first and a middle element of every other row are instead.
-    odd: Option<f64>,
-    seed: u64,
+    pub(super) odd: Option<f64>,
+    /// Of the random numbers.
+    pub(super) seed: u64,
 }
 
 impl Logits {
@@ -81,7 +89,7 @@ impl Logits {
         ]
     }
 
-    fn strategy() -> impl Strategy<Value = Self> {
+    pub(super) fn strategy() -> impl Strategy<Value = Self> {
         (0..5_usize, 12..500_usize, 0..4_usize, any::<bool>(), any::<bool>(), any::<u16>()).prop_map(
             |(rows, vocab, pad, coarse, nan, seed)| Self {
                 rows,
@@ -94,11 +102,11 @@ impl Logits {
         )
     }
 
-    fn grid(&self) -> Grid {
+    pub(super) fn grid(&self) -> Grid {
         Grid::padded(self.rows, self.vocab, self.pad)
     }
 
-    fn upload<B: Backend>(&self, backend: &B, act: DType) -> Result<B::Buffer<B::Act>, B::Error> {
+    pub(super) fn upload<B: Backend>(&self, backend: &B, act: DType) -> Result<B::Buffer<B::Act>, B::Error> {
         let n = self.rows * self.vocab;
         let mut x = Rng::new(self.seed).normals(n, |x| round(act, (x / self.step).round() * self.step));
         if let Some(odd) = self.odd {

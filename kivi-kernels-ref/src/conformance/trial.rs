@@ -6,7 +6,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 
 use super::{
     Case, Report, Verdict, attention, cache, elementwise, for_each_op, judge, linear, norm, record, rope,
-    select,
+    sample, select,
 };
 
 /// One case of the suite, to be judged on any value of the backend `B`.

@@ -1,4 +1,4 @@
-//! The ops that decide the speed of `Cpu<f32>`: matrix products and attention over packed pages.
+//! The ops that decide the speed of `Cpu<f32>`: matrix products, attention over packed pages, and drawing tokens.
 //!
 //! Loops are plain Rust over fixed-size arrays, compiled for the vector unit at hand by `pulp`; products of
 //! matrices are the `gemm` crate's; work is spread by rayon. How work is cut never depends on the number of
@@ -12,7 +12,9 @@ mod math;
 mod matmul;
 mod packed;
 mod rows;
+mod sample;
 mod softmax;
 
 pub(crate) use attend::attend;
 pub(crate) use linear::linear;
+pub(crate) use sample::sample;

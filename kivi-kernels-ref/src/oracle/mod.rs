@@ -7,6 +7,7 @@ mod elementwise;
 mod linear;
 mod norm;
 mod rope;
+pub(crate) mod sample;
 mod select;
 
 pub(crate) use attention::attend;
@@ -15,4 +16,5 @@ pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
 pub(crate) use norm::{layer_norm, rms_norm};
 pub(crate) use rope::rope;
+pub(crate) use sample::sample;
 pub(crate) use select::{argmax, gather, top_k};

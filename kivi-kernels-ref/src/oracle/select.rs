@@ -17,10 +17,13 @@ pub(crate) fn gather<A: Accum>(_: &Cpu<A>, mut op: GatherParts<'_, Cpu<A>>) {
 /// `out[i] = argmax_j logits[i, j]`, `u32::MAX` unless all are finite.
 pub(crate) fn argmax<A: Accum>(_: &Cpu<A>, op: ArgmaxParts<'_, Cpu<A>>) {
     for i in 0..op.logits.rows() {
-        let x = row(&op.logits, i);
-        let largest = (0..x.len()).min_by(|&a, &b| descending(x, a, b)).filter(|_| all_finite(x));
-        op.out.0[i] = largest.map_or(u32::MAX, |j| j as u32);
+        op.out.0[i] = likeliest(row(&op.logits, i)).map_or(u32::MAX, |j| j as u32);
     }
+}
+
+/// Where the largest element is, the first of equals, if all are finite.
+pub(super) fn likeliest<A: Accum>(x: &[A]) -> Option<usize> {
+    (0..x.len()).min_by(|&a, &b| descending(x, a, b)).filter(|_| all_finite(x))
 }
 
 fn all_finite<A: Accum>(x: &[A]) -> bool {
@@ -42,7 +45,7 @@ pub(crate) fn top_k<A: Accum>(_: &Cpu<A>, mut op: TopKParts<'_, Cpu<A>>) {
 }
 
 /// The larger element first, the lower index first among equals, a NaN last.
-fn descending<A: Accum>(x: &[A], a: usize, b: usize) -> Ordering {
+pub(super) fn descending<A: Accum>(x: &[A], a: usize, b: usize) -> Ordering {
     let nan = |i: usize| x[i].partial_cmp(&x[i]).is_none();
     let larger = x[b].partial_cmp(&x[a]).unwrap_or_else(|| nan(a).cmp(&nan(b)));
     larger.then(a.cmp(&b))

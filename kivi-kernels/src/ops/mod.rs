@@ -28,6 +28,7 @@ mod elementwise;
 mod linear;
 mod norm;
 mod rope;
+mod sample;
 mod select;
 
 pub use attention::{Attend, AttendParts};
@@ -36,4 +37,5 @@ pub use elementwise::{Activate, ActivateParts, Activation, Add, AddParts};
 pub use linear::{Embed, EmbedParts, Linear, LinearParts};
 pub use norm::{AddRmsNorm, AddRmsNormParts, LayerNorm, LayerNormParts, RmsNorm, RmsNormParts};
 pub use rope::{Rope, RopeParts};
+pub use sample::{Draw, Sample, SampleParts};
 pub use select::{Argmax, ArgmaxParts, Gather, GatherParts, TopK, TopKParts};

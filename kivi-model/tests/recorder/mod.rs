@@ -256,6 +256,12 @@ impl Backend for Recorder {
         self.call(format!("argmax of {}", shape(&op.logits)), &[op.out.id, op.logits.buffer().id])
     }
 
+    fn sample(&self, op: ops::Sample<'_, Self>) -> Result<(), Failure> {
+        let op = op.into_parts();
+        let buffers = [op.out.id, op.logits.buffer().id, op.draws.id];
+        self.call(format!("sample of {}", shape(&op.logits)), &buffers)
+    }
+
     fn top_k(&self, op: ops::TopK<'_, Self>) -> Result<(), Failure> {
         let op = op.into_parts();
         self.call(format!("top_k of {}", shape(&op.logits)), &[])
