@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::axis::Scale;
 use super::input::Input;
 use super::lines::{Lines, Panel, Series};
+use crate::format::thousands;
 
 /// What `perplexity` says, as far as it is drawn.
 #[derive(Deserialize)]
@@ -44,7 +45,7 @@ pub fn figure(inputs: &[Input]) -> Result<Lines> {
             report.model,
             file_name(&report.file),
             report.windows,
-            report.ctx_size
+            thousands(report.ctx_size)
         ));
         for Setting { cache, kld_by_position: points } in report.settings {
             let name = if inputs.len() > 1 { format!("{}: {cache}", input.stem()) } else { cache };
