@@ -29,9 +29,7 @@ fn results() -> (tempfile::TempDir, PathBuf) {
         ["perplexity", "-f", text, "-c", "192", "--limit", "2", "--kv-bits", "2", "--kv-residual", "32"];
     save("perplexity.json", kivi(&[&perplexity[..], &["--json"]].concat()));
     let eval = ["eval", "passkey", "--lengths", "300,400", "--depths", "2", "--trials", "1", "--json"];
-    let mut eval = kivi(&eval).ok().json();
-    eval["command"] = json!("eval");
-    std::fs::write(path.join("eval.json"), eval.to_string()).unwrap();
+    save("eval.json", kivi(&eval));
     save("inspect.json", kivi(&["inspect", "--json"]));
     save("kv.json", kivi(&["inspect", "-f", text, "--layers", "0,-1", "--json"]));
     (dir, path)

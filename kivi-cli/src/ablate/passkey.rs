@@ -1,4 +1,5 @@
-//! Passkeys over several caches: a prompt is read once, and answered over each of them.
+//! Passkeys over several caches: a text is read once; the question is read and answered over each of them, a token a step, so
+//! that it sees the cache that decoding sees.
 
 use anyhow::{Result, anyhow, bail};
 use kivi_kernels::Backend;
@@ -11,8 +12,8 @@ use kivi_model::tokenizer::Tokenizer;
 
 use crate::args::{AblateArgs, GridArgs};
 use crate::eval::grid::Cell;
-use crate::eval::passkey::{ANSWER_TOKENS, Passkey, has_number};
-use crate::eval::task::{Reader, Task};
+use crate::eval::passkey::{ANSWER_TOKENS, Passkey, QUESTION, has_number};
+use crate::eval::task::{Case, Reader, Task};
 use crate::setup;
 
 /// An answer that is being made.
@@ -37,8 +38,17 @@ pub fn sizes(cache: &FakeCache, longest: usize, n: usize) -> EngineConfig {
     }
 }
 
-/// Where a number is hidden, the number, and the tokens of the prompt.
-pub type Prompt = ((Cell, u64), Vec<u32>);
+/// A text with a question.
+pub struct Prompt {
+    /// Where the number is hidden.
+    pub cell: Cell,
+    /// The number.
+    key: u64,
+    /// The tokens of the text.
+    text: Vec<u32>,
+    /// Those of the question.
+    question: Vec<u32>,
+}
 
 /// The prompts of `trials` numbers in texts of each of `lengths`, each at another place.
 ///
@@ -49,7 +59,13 @@ pub fn prompts(args: &AblateArgs, tokenizer: &Tokenizer, context: usize) -> Resu
     let reader = Reader { tokenizer, template: None, context };
     let cases = Passkey::on(&grid).cases(&reader, usize::MAX);
     let cases = cases.map_err(|error| anyhow!("{}", error.to_string().replace("--lengths", "--passkey")))?;
-    cases.into_iter().map(|(item, case)| Ok((item, reader.tokens(&case.ask)?))).collect()
+    let n_question = reader.count(QUESTION)?;
+    let prompt = |((cell, key), case): ((Cell, u64), Case)| {
+        let mut text = reader.tokens(&case.ask)?;
+        let question = text.split_off(text.len() - n_question.min(text.len() - 1));
+        Ok(Prompt { cell, key, text, question })
+    };
+    cases.into_iter().map(prompt).collect()
 }
 
 /// Which cases are answered right, for each of `settings`, `at_a_time` of them in an engine. `progress` is called after each case.
@@ -64,27 +80,27 @@ pub fn run<B: Backend>(
     prompts: &[Prompt],
     progress: &mut dyn FnMut(),
 ) -> Result<Vec<Vec<bool>>> {
-    let longest = prompts.iter().map(|((cell, _), _)| cell.length).max().unwrap_or(1);
+    let longest = prompts.iter().map(|prompt| prompt.cell.length).max().unwrap_or(1);
     let mut right = vec![Vec::new(); settings.len()];
     let Some(first) = settings.first() else { return Ok(right) };
     let engine = Engine::new(backend, model, sizes(first, longest, at_a_time));
     let mut engine = engine.map_err(|error| setup::not_made(error, &source.place("config.json")))?;
     // Rows change between steps.
     engine.set_run_ahead(false);
-    for ((_, key), prompt) in prompts {
-        let read = read(&mut engine, prompt)?;
+    for prompt in prompts {
+        let read = read(&mut engine, &prompt.text)?;
         for answer in answers(&mut engine, (prompt, &read), (settings, at_a_time))? {
-            let text = tokenizer.decode(&answer.tokens, false)?;
-            right[answer.setting].push(has_number(&text, *key));
+            let text = tokenizer.decode(&answer.tokens[prompt.question.len()..], false)?;
+            right[answer.setting].push(has_number(&text, prompt.key));
         }
         progress();
     }
     Ok(right)
 }
 
-/// Reads a prompt, in one step.
-fn read<B: Backend>(engine: &mut Engine<'_, B>, prompt: &[u32]) -> Result<SavedCache> {
-    let id = engine.submit(Request { keep: true, ..Request::new(prompt.to_vec(), 1) })?;
+/// Reads a text, in one step.
+fn read<B: Backend>(engine: &mut Engine<'_, B>, text: &[u32]) -> Result<SavedCache> {
+    let id = engine.submit(Request { keep: true, ..Request::new(text.to_vec(), 1) })?;
     while !engine.is_idle() {
         if let Some(Event::Failed { error, .. }) =
             engine.step()?.into_iter().find(|event| matches!(event, Event::Failed { .. }))
@@ -94,15 +110,15 @@ fn read<B: Backend>(engine: &mut Engine<'_, B>, prompt: &[u32]) -> Result<SavedC
     }
     let saved = engine.save(id)?;
     engine.forget(id);
-    let Some(saved) = saved else { bail!("the cache of a prompt was not kept") };
+    let Some(saved) = saved else { bail!("the cache of a text was not kept") };
     Ok(saved)
 }
 
-/// Answers a prompt over each setting. Its last token is computed again, over all others as they were read; then the cache is
-/// quantized, as after any prompt.
+/// Reads and answers a question over each setting. The text's last token is computed again, over all others as they were read;
+/// then the cache is quantized, as after any prompt.
 fn answers<B: Backend>(
     engine: &mut Engine<'_, B>,
-    (prompt, read): (&[u32], &SavedCache),
+    (prompt, read): (&Prompt, &SavedCache),
     (settings, at_a_time): (&[FakeCache], usize),
 ) -> Result<Vec<Answer>> {
     let (mut running, mut done): (Vec<Answer>, Vec<Answer>) = (Vec::new(), Vec::new());
@@ -113,7 +129,9 @@ fn answers<B: Backend>(
             && let Some((setting, cache)) = waiting.next()
         {
             let past = Some(engine.restore(read)?);
-            let id = engine.submit(Request { past, ..Request::new(prompt.to_vec(), ANSWER_TOKENS) })?;
+            let n = prompt.question.len() + ANSWER_TOKENS;
+            let forced = prompt.question.clone();
+            let id = engine.submit(Request { past, forced, ..Request::new(prompt.text.clone(), n) })?;
             let quantizer = FakeQuantizer::new(cache.clone());
             running.push(Answer { setting, id, quantizer, tokens: Vec::new() });
         }

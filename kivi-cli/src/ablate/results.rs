@@ -116,7 +116,7 @@ impl Setting {
 /// Right answers by length, in the order of the prompts.
 fn found(prompts: &[Prompt], right: &[bool]) -> Vec<Found> {
     let mut out: Vec<Found> = Vec::new();
-    for (((cell, _), _), right) in prompts.iter().zip(right) {
+    for (Prompt { cell, .. }, right) in prompts.iter().zip(right) {
         if out.last().is_none_or(|found| found.length != cell.length) {
             out.push(Found { length: cell.length, correct: 0, prompts: 0 });
         }

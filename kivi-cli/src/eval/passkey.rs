@@ -11,7 +11,8 @@ const HEAD: &str = "Somewhere in the following pages a number is hidden. Keep it
 const FILLER: &str =
     "The river runs to the sea. The wind is in the trees. The night was dark and the road was long.\n";
 const NEEDLE: &str = "The pass key is {key}. Remember it. {key} is the pass key.\n";
-const QUESTION: &str = "What is the pass key? The pass key is";
+/// What a prompt ends with.
+pub const QUESTION: &str = "What is the pass key? The pass key is";
 const DIGITS: u32 = 5;
 /// Tokens of an answer: the digits, and what may come before them.
 pub const ANSWER_TOKENS: usize = 12;

@@ -118,7 +118,8 @@ fn rounding_seldom_changes_a_token() {
     for (top_k, most) in [(0, 999), (40, 999)] {
         let params = SamplingParams { top_k, ..params(1.0) };
         let [mut a, mut b] = [(); 2].map(|()| Sampler::new(&params));
-        let changed = (0..3000).filter(|_| sample(&mut a, &exact, &[]) != sample(&mut b, &rounded, &[])).count();
+        let changed =
+            (0..3000).filter(|_| sample(&mut a, &exact, &[]) != sample(&mut b, &rounded, &[])).count();
         println!("{top_k} {changed}");
         assert!(changed <= most, "{changed} of 3,000 with top-k {top_k}");
     }
