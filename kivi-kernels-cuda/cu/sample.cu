@@ -1,10 +1,10 @@
 // sample.cu: a token of each row, drawn; one block a row.
 //   order   the largest logit first, the lower place first among equals
 //   c_j     the sum of the weights up to token j
-//   out     the first token with c_j > place S / 2^64, where S is what top-k, top-p and min-p leave of all weights
-// Nothing is sorted. Each filter leaves a beginning of the order, so that S and the token are places where sums over the
-// order pass a goal; they are looked for among bins of ranks, then among the ranks of one bin. Weights are integers
-// (docs/numerics.md): their sums are the same in any order, and the tokens those of every other backend.
+//   out     of what top-k, top-p and min-p keep, the token that wins the race: the largest weight by a random time
+// Nothing is sorted. Top-k and top-p keep a beginning of the order, whose end is where sums over the order pass a goal; it is
+// looked for among bins of ranks, then among the ranks of one bin. Weights are integers (docs/numerics.md): their sums are the
+// same in any order, and the tokens those of every other backend.
 #include "kivi.cuh"
 
 struct Draw {
@@ -12,7 +12,7 @@ struct Draw {
     u32 top_k;          // 0 keeps all
     float top_p;        // 1 keeps all
     float min_log_p;    // minus infinity keeps all
-    u32 place[2];       // low half first
+    u32 bits[2];        // random, low half first
 };
 
 struct SampleParams {
@@ -59,6 +59,34 @@ __device__ u64 weight_of(float d) {
     return (u64)(u32)__fmul_rn(power, 0x1p31f) << 9 >> (u32)-whole;
 }
 
+// 2^33 v, where v in (0, 1) is the random number of token j: SplitMix64.
+__device__ u64 numerator_of(const Draw& draw, u32 j) {
+    u64 z = ((u64)draw.bits[1] << 32 | draw.bits[0]) + (j + 1ull) * 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return (z ^ z >> 31) >> 32 << 1 | 1;
+}
+
+// -ln(1 - v): with 1 - v = 2^-k (1 + g), 1 + g in [0.75, 1.5). No operation may be fused with another.
+__device__ float exponential(u64 numerator) {
+    constexpr float SERIES[] = {1.0f, 0.33333334f, 0.2f, 0.14285715f, 0.11111111f};
+    u64 rest = (1ull << 33) - numerator;
+    u32 k = __clzll(rest) - 31;  // from here on in [0.5, 1)
+    k += rest << k < 3ull << 31;
+    float g = __fmul_rn((float)(long long)((rest << k) - (1ull << 33)), 0x1p-33f);
+    float s = __fdiv_rn(g, __fadd_rn(2.0f, g));
+    float q = __fmul_rn(s, s);
+    float sum = SERIES[4];
+#pragma unroll
+    for (int i = 3; i >= 0; --i) {
+        sum = __fadd_rn(__fmul_rn(sum, q), SERIES[i]);
+    }
+    return __fsub_rn(__fmul_rn((float)k, 0.6931472f), __fmul_rn(__fmul_rn(2.0f, s), sum));
+}
+
+// A number that grows with x, and falls with j among equals.
+__device__ u64 key_of(u32 x, u32 j) { return (u64)x << 32 | (u32)~j; }
+
 // Sums over the order up to and with each bin, the highest first, and how many logits have each rank of one bin.
 struct Line {
     u32 counts[BINS];
@@ -73,7 +101,7 @@ struct Place {
     u64 each, before, through;
 };
 
-enum By { COUNT, WEIGHT, RANK };
+enum By { COUNT, WEIGHT };
 
 struct Row {
     const u16* x;
@@ -143,8 +171,7 @@ __device__ void fill(Line& line, const Row& row) {
     __syncthreads();
 }
 
-// Of the order, the token before which goal tokens are (COUNT), the first through which the weights are more than goal (WEIGHT),
-// or where logits of rank goal are or would be (RANK).
+// Of the order, the token before which goal tokens are (COUNT), or the first through which the weights are more than goal (WEIGHT).
 __device__ Place find(Line& line, const Row& row, By by, u64 goal) {
     auto is_at = [&](u64 count_before, u64 count, u64 before, u64 through) {
         return by == COUNT ? count_before <= goal && goal < count : before <= goal && goal < through;
@@ -153,7 +180,7 @@ __device__ Place find(Line& line, const Row& row, By by, u64 goal) {
         bool top = bin == BINS - 1;
         u32 count = top ? 0 : line.counts[bin + 1];
         u64 weight = top ? 0 : line.weights[bin + 1];
-        if (by == RANK ? goal / BIN == bin : is_at(count, line.counts[bin], weight, line.weights[bin])) {
+        if (is_at(count, line.counts[bin], weight, line.weights[bin])) {
             line.found = bin;
         }
     }
@@ -178,7 +205,7 @@ __device__ Place find(Line& line, const Row& row, By by, u64 goal) {
     u64 count = warp_through(equals) + (top ? 0 : line.counts[bin + 1]);
     u64 through = warp_through(equals * each) + (top ? 0 : line.weights[bin + 1]);
     u64 before = through - equals * each;
-    bool here = by == RANK ? rank == goal : is_at(count - equals, count, before, through);
+    bool here = is_at(count - equals, count, before, through);
     u32 lane = __ffs(__ballot_sync(ALL_LANES, here)) - 1;
     Place place;
     place.rank = __shfl_sync(ALL_LANES, rank, lane);
@@ -190,39 +217,9 @@ __device__ Place find(Line& line, const Row& row, By by, u64 goal) {
     return place;
 }
 
-// The lowest rank that min-p keeps.
-__device__ u32 lowest(const Row& row, u32 best, float min_log_p) {
-    u32 below = 0, kept = best;
-    while (kept - below > 1) {
-        u32 middle = (below + kept) / 2;
-        bool keeps = row.distance(middle) >= min_log_p;
-        kept = keeps ? middle : kept;
-        below = keeps ? below : middle;
-    }
-    return kept;
-}
-
-// The weights that the filters keep.
-__device__ u64 kept_weight(Line& line, const Row& row, const Draw& draw, u32 best) {
-    u64 all = line.weights[0];
-    if (draw.top_k > 0 && draw.top_k < row.cols) {
-        all = find(line, row, COUNT, draw.top_k - 1).through;
-    }
-    u64 kept = all;
-    if (draw.top_p < 1.0f) {
-        u64 goal = __umul64hi((u64)__fmul_rn(draw.top_p, 0x1p64f), all);
-        goal -= goal > 0;  // through which the weights are at least so much
-        Place last = find(line, row, WEIGHT, goal);
-        kept = min(kept, last.before + ((goal - last.before) / last.each + 1) * last.each);
-    }
-    if (draw.min_log_p > -INFINITY) {
-        kept = min(kept, find(line, row, RANK, lowest(row, best, draw.min_log_p)).through);
-    }
-    return kept;
-}
-
-// Writes where the i-th logit of a rank is.
-__device__ void write_nth(const Row& row, u32 rank, u32 i, u32* out) {
+// Where the i-th logit of a rank is.
+__device__ u32 nth(const Row& row, u32 rank, u32 i) {
+    __shared__ u32 place;
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 piece = (row.cols + BLOCK - 1) / BLOCK * WARP;  // of a warp, one after the other
     auto here = [&](u32 start) {
@@ -234,16 +231,57 @@ __device__ void write_nth(const Row& row, u32 rank, u32 i, u32* out) {
         count += __popc(here(start));
     }
     u32 before = __shfl_sync(ALL_LANES, block_before(lane == 0 ? count : 0), 0);
-    if (i < before || i >= before + count) {
-        return;
-    }
-    for (u32 start = 0; start < piece; start += WARP) {
-        u32 found = here(start);
-        if ((found >> lane & 1) && before + __popc(found & ((1u << lane) - 1)) == i) {
-            *out = warp * piece + start + lane;
+    if (before <= i && i < before + count) {
+        for (u32 start = 0; start < piece; start += WARP) {
+            u32 found = here(start);
+            if ((found >> lane & 1) && before + __popc(found & ((1u << lane) - 1)) == i) {
+                place = warp * piece + start + lane;
+            }
+            before += __popc(found);
         }
-        before += __popc(found);
     }
+    __syncthreads();
+    return place;
+}
+
+// The key, by rank, of the last token that top-k and top-p keep; or one below it and above that of the next token.
+__device__ u64 last_kept(Line& line, const Row& row, const Draw& draw) {
+    bool by_count = draw.top_k > 0 && draw.top_k < row.cols, by_weight = draw.top_p < 1.0f;
+    if (!by_count && !by_weight) {
+        return 0;
+    }
+    fill(line, row);
+    u64 all = line.weights[0], key = 0;
+    if (by_count) {
+        Place last = find(line, row, COUNT, draw.top_k - 1);
+        all = last.through;
+        key = key_of(last.rank, ~0u);
+    }
+    if (by_weight) {
+        u64 goal = __umul64hi((u64)__fmul_rn(draw.top_p, 0x1p64f), all);
+        goal -= goal > 0;  // through which the weights are at least so much
+        Place last = find(line, row, WEIGHT, goal);
+        u32 i = (goal - last.before) / last.each;
+        key = key_of(last.rank, i + 1 < last.equals ? nth(row, last.rank, i) : ~0u);
+    }
+    return key;
+}
+
+// The token that wins the race.
+__device__ u32 first(const Row& row, const Draw& draw, u64 last_kept) {
+    float least = fminf(draw.min_log_p, 0.0f);
+    u64 best = 0;
+#pragma unroll 4
+    for (u32 j = threadIdx.x; j < row.cols; j += BLOCK) {
+        u32 rank = rank_of(row.x[j]);
+        float d = row.distance(rank);
+        u64 weight = weight_of(d);
+        if (weight > 0 && d >= least && key_of(rank, j) >= last_kept) {
+            float score = __fdiv_rn((float)weight, exponential(numerator_of(draw, j)));
+            best = max(best, key_of(__float_as_uint(score), j));
+        }
+    }
+    return ~(u32)block_max(best);
 }
 
 extern "C" __global__ void sample(SampleParams p) {
@@ -256,7 +294,7 @@ extern "C" __global__ void sample(SampleParams p) {
     for (u32 j = threadIdx.x; j < row.cols; j += BLOCK) {
         u32 rank = rank_of(row.x[j]);
         damaged |= !isfinite(logit_of(rank));
-        best = max(best, (u64)rank << 32 | (u32)~j);
+        best = max(best, key_of(rank, j));
     }
     best = block_max(best);
     damaged = __syncthreads_or(damaged);
@@ -267,11 +305,9 @@ extern "C" __global__ void sample(SampleParams p) {
         }
         return;
     }
-    u32 highest = best >> 32;
-    row.largest = logit_of(highest);
-    fill(line, row);
-    u64 kept = kept_weight(line, row, draw, highest);
-    u64 goal = __umul64hi((u64)draw.place[1] << 32 | draw.place[0], kept);
-    Place place = find(line, row, WEIGHT, goal);
-    write_nth(row, place.rank, (goal - place.before) / place.each, out);
+    row.largest = logit_of(best >> 32);
+    u32 token = first(row, draw, last_kept(line, row, draw));
+    if (threadIdx.x == 0) {
+        *out = token;
+    }
 }

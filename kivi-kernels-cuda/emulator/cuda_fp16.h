@@ -206,6 +206,7 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)(((uint64_t)high << 32 | low) << shift % 32 >> 32);
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
 

@@ -94,7 +94,7 @@ impl Sampler {
             return Draw::GREEDY;
         }
         let top_k = u32::try_from(top_k).unwrap_or(u32::MAX);
-        Draw { temperature, top_k, top_p, min_log_p: min_p.ln(), place: self.rng.next_u64() }
+        Draw { temperature, top_k, top_p, min_log_p: min_p.ln(), bits: self.rng.next_u64() }
     }
 
     /// Applies the repetition penalty to each token of `history` (prompt and text so far) once.

@@ -177,7 +177,7 @@ impl Case for RecordCase {
             let planned: Vec<_> = here.iter().map(|&s| (s, &lives[s])).collect();
             let drawn = step % DRAWN == 1;
             let mut rng = Rng::new(self.seed + step as u64);
-            let draw = |s: &usize| Draw { temperature: *s as f32, place: rng.bits(), ..Draw::GREEDY };
+            let draw = |s: &usize| Draw { temperature: *s as f32, bits: rng.bits(), ..Draw::GREEDY };
             let draws = if drawn { here.iter().map(draw).collect() } else { Vec::new() };
             world.plan(backend, &planned, known, &draws)?;
             world.queue(backend, drawn)?;

@@ -12,14 +12,14 @@ use super::{Case, Outcome, Rng};
 #[derive(Clone, Debug)]
 pub struct SampleCase {
     logits: Logits,
-    /// How rows are drawn, in turn; random places besides the one that is given.
+    /// How rows are drawn, in turn; random bits instead of those that are given.
     draws: Vec<Draw>,
 }
 
 /// Every filter alone, at its ends, all together, and rows that are not drawn.
 fn all_ways() -> Vec<Draw> {
     let plain = Draw { temperature: 1.0, ..Draw::GREEDY };
-    let together = Draw { temperature: 0.7, top_k: 50, top_p: 0.9, min_log_p: 0.05_f32.ln(), place: 0 };
+    let together = Draw { temperature: 0.7, top_k: 50, top_p: 0.9, min_log_p: 0.05_f32.ln(), bits: 0 };
     vec![
         plain,
         Draw { temperature: 0.2, ..plain },
@@ -41,12 +41,12 @@ fn all_ways() -> Vec<Draw> {
 }
 
 impl SampleCase {
-    /// The draws of the case's rows: the first ones at the ends of the weights, others anywhere.
+    /// The draws of the case's rows: none, all and random bits.
     fn words(&self) -> Vec<u32> {
         let mut rng = Rng::new(self.logits.seed + 9);
         let ways = self.draws.iter().cycle().take(self.logits.rows);
-        let places = [0, u64::MAX].into_iter().chain(std::iter::repeat_with(move || rng.bits()));
-        ways.zip(places).flat_map(|(&draw, place)| Draw { place, ..draw }.to_words()).collect()
+        let bits = [0, u64::MAX].into_iter().chain(std::iter::repeat_with(move || rng.bits()));
+        ways.zip(bits).flat_map(|(&draw, bits)| Draw { bits, ..draw }.to_words()).collect()
     }
 }
 
@@ -78,14 +78,14 @@ impl Case for SampleCase {
 
     fn strategy() -> BoxedStrategy<Self> {
         let draw = (0..6_usize, 0..600_u32, 0..6_usize, any::<u16>(), any::<u64>());
-        let draw = draw.prop_map(|(temperature, top_k, kind, p, place)| {
+        let draw = draw.prop_map(|(temperature, top_k, kind, p, bits)| {
             let p = f32::from(p) / 65536.0;
             Draw {
                 temperature: [0.0, 0.1, 0.3, 0.7, 1.0, 2.5][temperature],
                 top_k: if kind < 2 { top_k } else { 0 },
                 top_p: if kind > 2 { p } else { 1.0 },
                 min_log_p: if kind % 2 == 1 { (p * p).ln() } else { f32::NEG_INFINITY },
-                place,
+                bits,
             }
         });
         let draws = proptest::collection::vec(draw, 1..8);

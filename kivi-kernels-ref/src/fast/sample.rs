@@ -1,4 +1,4 @@
-//! Drawing tokens without sorting the vocabulary: the oracle's weights, searched by halves.
+//! Drawing tokens without sorting the vocabulary: the oracle's weights, searched by halves, and its race, with few logarithms.
 
 use core::cmp::Ordering;
 
@@ -6,7 +6,7 @@ use kivi_kernels::ops::{Draw, SampleParts};
 use rayon::prelude::*;
 
 use crate::Cpu;
-use crate::oracle::sample::{distance, draw, share, top_p_goal, weight};
+use crate::oracle::sample::{distance, draw, numerator, passes_min_p, score, top_p_goal, weight};
 use crate::view::row;
 
 /// A token with a weight.
@@ -47,33 +47,49 @@ fn token(x: &[f32], draw: &Draw) -> Option<u32> {
 fn drawn(x: &[f32], largest: f32, draw: &Draw) -> u32 {
     let candidate = |(id, &logit)| Candidate { id, logit, weight: weight(distance(logit, largest, draw)) };
     let mut all: Vec<_> = (0..).zip(x).map(candidate).filter(|c| c.weight > 0).collect();
-    let of_top_k = match draw.top_k as usize {
-        k if k == 0 || k > all.len() => weight_of(&all, |_| true),
-        k => {
-            let last = all.select_nth_unstable_by(k - 1, Candidate::order).1.logit;
-            weight_of(&all, |c| c.logit >= last)
+    let k = draw.top_k as usize;
+    if (1..=all.len()).contains(&k) {
+        let last = all.select_nth_unstable_by(k - 1, Candidate::order).1.logit;
+        all.retain(|c| c.logit >= last);
+    }
+    if let Some(goal) = top_p_goal(draw, weight_of(&all)) {
+        let last = find(&mut all, goal.saturating_sub(1));
+        all.retain(|c| c.order(&last).is_le());
+    }
+    all.retain(|c| passes_min_p(distance(c.logit, largest, draw), draw));
+    first(&all, draw)
+}
+
+/// The winner of the race.
+fn first(candidates: &[Candidate], draw: &Draw) -> u32 {
+    let (mut best, mut id) = (0.0, u32::MAX);
+    for c in candidates {
+        let v = numerator(draw, c.id);
+        // The logarithm's size is at least v, so that this candidate cannot win; the margin is for rounding.
+        if (c.weight as f32) < best * (v as f32 * (0.999 * 2.0_f32.powi(-33))) {
+            continue;
         }
-    };
-    let goal = top_p_goal(draw, of_top_k);
-    let of_top_p = goal.map_or(of_top_k, |goal| find(&mut all, goal.saturating_sub(1)).1);
-    let of_min_p = weight_of(&all, |c| distance(c.logit, largest, draw) >= draw.min_log_p);
-    let kept = of_top_k.min(of_top_p).min(of_min_p);
-    find(&mut all, share(draw.place, kept)).0
+        let score = score(c.weight, v);
+        if score > best || score == best && c.id < id {
+            (best, id) = (score, c.id);
+        }
+    }
+    id
 }
 
-fn weight_of(candidates: &[Candidate], keep: impl Fn(&Candidate) -> bool) -> u64 {
-    candidates.iter().filter(|c| keep(c)).map(|c| c.weight).sum()
+fn weight_of(candidates: &[Candidate]) -> u64 {
+    candidates.iter().map(|c| c.weight).sum()
 }
 
-/// The first token in order whose cumulative weight is more than `place`, and that weight.
-fn find(mut candidates: &mut [Candidate], place: u64) -> (u32, u64) {
+/// The first token in order whose cumulative weight is more than `goal`.
+fn find(mut candidates: &mut [Candidate], goal: u64) -> Candidate {
     let mut before = 0;
     while candidates.len() > 1 {
         let half = candidates.len() / 2;
         candidates.select_nth_unstable_by(half, Candidate::order);
         let (likelier, others) = candidates.split_at_mut(half);
-        let end = before + weight_of(likelier, |_| true);
-        (candidates, before) = if place < end { (likelier, before) } else { (others, end) };
+        let end = before + weight_of(likelier);
+        (candidates, before) = if goal < end { (likelier, before) } else { (others, end) };
     }
-    (candidates[0].id, before + candidates[0].weight)
+    candidates[0]
 }

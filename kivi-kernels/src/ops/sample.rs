@@ -14,22 +14,22 @@ pub struct Draw {
     pub top_p: f32,
     /// The logarithm of the least weight, relative to the likeliest's, that is kept; minus infinity keeps all.
     pub min_log_p: f32,
-    /// How far along the weights that are kept the token lies, in units of 2^-64 of them: random bits.
-    pub place: u64,
+    /// Random bits, of which each token's number in the race is made.
+    pub bits: u64,
 }
 
 impl Draw {
     /// The likeliest token.
     pub const GREEDY: Self =
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_log_p: f32::NEG_INFINITY, place: 0 };
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_log_p: f32::NEG_INFINITY, bits: 0 };
 
     /// Words of a draw on a device.
     pub const WORDS: usize = 6;
 
-    /// As a device has it: numbers by their bits, `place` from its low half on.
+    /// As a device has it: numbers by their bits, `bits` from its low half on.
     pub fn to_words(self) -> [u32; Self::WORDS] {
-        let Self { temperature, top_k, top_p, min_log_p, place } = self;
-        let [low, high] = [place as u32, (place >> 32) as u32];
+        let Self { temperature, top_k, top_p, min_log_p, bits } = self;
+        let [low, high] = [bits as u32, (bits >> 32) as u32];
         [temperature.to_bits(), top_k, top_p.to_bits(), min_log_p.to_bits(), low, high]
     }
 
@@ -40,7 +40,7 @@ impl Draw {
             top_k,
             top_p: f32::from_bits(top_p),
             min_log_p: f32::from_bits(min_log_p),
-            place: u64::from(high) << 32 | u64::from(low),
+            bits: u64::from(high) << 32 | u64::from(low),
         }
     }
 }
@@ -55,15 +55,18 @@ op! {
     /// With the tokens in order, the largest logit `m` first and the lower index first among equals, in f32:
     ///
     /// ```text
-    /// d_j = (logits_j - m) / temperature        w_j = 2^40 e^(d_j), an integer        c_j = w_1 + .. + w_j
-    /// W   = the last c_j that top_k keeps
-    /// S   = the least of W, the first c_j >= top_p W, and the last c_j with d_j >= min_log_p
-    /// out = the first token with c_j > place S / 2^64
+    /// d_j    = (logits_j - m) / temperature        w_j = 2^40 e^(d_j), an integer        c_j = w_1 + .. + w_j
+    /// W      = the last c_j that top_k keeps
+    /// kept   = tokens that top_k keeps, up to the first with c_j >= top_p W, with d_j >= min_log_p
+    /// e_j    = -ln(1 - v_j)        v_j in (0, 1): random, of bits and the token's id
+    /// out    = the kept token with the largest w_j / e_j, the lower id among equals
     /// ```
     ///
-    /// Products are rounded down to integers. The filters have the order and the meaning of transformers' logits processors. How
-    /// `e^d` is computed, `docs/numerics.md` says to the last bit: backends that hold the logits exactly in f32 draw the same
-    /// tokens. At temperature 0 it is [`Argmax`](super::Argmax), as it is for `u32::MAX`, the token of a row that is not finite.
+    /// `top_p W` is rounded down. Tokens race, each arriving after a time with an exponential distribution of rate `w_j`; the first is `j` with the
+    /// probability `w_j / (w_1 + ..)` of what is kept. The filters have the order and the meaning of transformers' logits
+    /// processors; the likeliest token is always kept. How `e^d` and `e_j` are computed, `docs/numerics.md` says to the last bit:
+    /// backends that hold the logits exactly in f32 draw the same tokens. At temperature 0 it is [`Argmax`](super::Argmax), as it is
+    /// for `u32::MAX`, the token of a row that is not finite.
     Sample, SampleParts {
         /// Tokens.
         out: &'a mut B::Buffer<u32>,

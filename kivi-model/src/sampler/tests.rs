@@ -108,21 +108,32 @@ fn a_seed_gives_the_same_tokens_for_ever() {
     assert_eq!(tokens, SEED_42);
 }
 
-const SEED_42: [u32; 8] = [681, 950, 427, 627, 288, 149, 308, 803];
+const SEED_42: [u32; 8] = [315, 59, 83, 166, 834, 437, 441, 884];
+
+/// Every token's number follows from its id: none is favoured, in any order of the logits.
+#[test]
+fn frequencies_are_the_probabilities_of_many() {
+    let logits: Vec<f32> = (0..500).map(|i| (i as f32 * 0.7).sin()).collect();
+    let weights: Vec<f64> = logits.iter().map(|&x| f64::from(x).exp()).collect();
+    let mut sampler = Sampler::new(&params(1.0));
+    let mut counts = [0.0; 500];
+    for _ in 0..50_000 {
+        counts[sample(&mut sampler, &logits, &[]) as usize] += 1.0;
+    }
+    let expected = weights.iter().map(|w| 50_000.0 * w / weights.iter().sum::<f64>());
+    let chi_square: f64 = counts.iter().zip(expected).map(|(n, e)| (n - e).powi(2) / e).sum();
+    // 499 degrees of freedom: a mean of 499, a standard deviation of 31.6.
+    assert!((499.0 - 130.0..499.0 + 130.0).contains(&chi_square), "{chi_square}");
+}
 
 /// What else runs in a step changes logits by rounding; a text should not depend on that.
 #[test]
-fn rounding_seldom_changes_a_token() {
+fn rounding_changes_no_token() {
     let exact: Vec<f32> = (0..4096).map(|i| (i as f32 * 0.7).sin() * 4.0).collect();
     let rounded: Vec<f32> = (0..4096).map(|i| exact[i] + 1e-5 * (i as f32 / 600.0).sin()).collect();
-    for (top_k, most) in [(0, 999), (40, 999)] {
-        let params = SamplingParams { top_k, ..params(1.0) };
-        let [mut a, mut b] = [(); 2].map(|()| Sampler::new(&params));
-        let changed =
-            (0..3000).filter(|_| sample(&mut a, &exact, &[]) != sample(&mut b, &rounded, &[])).count();
-        println!("{top_k} {changed}");
-        assert!(changed <= most, "{changed} of 3,000 with top-k {top_k}");
-    }
+    let [mut a, mut b] = [(); 2].map(|()| Sampler::new(&params(1.0)));
+    let changed = (0..3000).filter(|_| sample(&mut a, &exact, &[]) != sample(&mut b, &rounded, &[])).count();
+    assert_eq!(changed, 0, "of 3,000");
 }
 
 #[test]
@@ -138,18 +149,6 @@ fn hostile_logits_never_panic() {
             let id = sample(&mut Sampler::new(&p), logits, &[0, 1, 7]);
             assert_eq!((id as usize) < logits.len(), finite, "{logits:?} at {temperature}");
         }
-    }
-}
-
-/// Likelier tokens come first: what little rounding moves lies between few of them.
-#[test]
-fn the_likeliest_come_first() {
-    let mut sampler = Sampler::new(&params(1.0));
-    for _ in 0..100 {
-        let place = sampler.clone().draw().place as f64 / 2.0_f64.powi(64);
-        let expected = [0.5, 0.75, 0.9].iter().filter(|&&end| end <= place).count();
-        let token = sample(&mut sampler, &logits(&[0.1, 0.5, 0.25, 0.15]), &[]);
-        assert_eq!(token, [1, 2, 3, 0][expected], "{place}");
     }
 }
 
