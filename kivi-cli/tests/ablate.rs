@@ -82,9 +82,10 @@ fn kivi_is_the_packed_cache() {
     let flags = ["-f", &file, "-c", "256", "--kv-bits", "2", "--kv-residual", "32", "--kv-dtype", "f32"];
     let run = |command: &str| kivi(&[&[command][..], &flags, &["--json"]].concat()).ok().json();
     let [fake, packed] = ["ablate", "perplexity"].map(|command| run(command)["settings"].clone());
-    for i in 0..2 {
+    // At 2 bits, a code that the two round differently shows in all later tokens (docs/numerics.md, "Whole models").
+    for (i, most) in [1e-4, 1e-3].into_iter().enumerate() {
         let nll = [&fake, &packed].map(|settings| settings[i]["mean_nll"].as_f64().unwrap());
-        assert!((nll[0] - nll[1]).abs() < 1e-4, "{nll:?}");
+        assert!((nll[0] - nll[1]).abs() < most, "{nll:?}");
     }
 }
 
