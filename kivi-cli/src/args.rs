@@ -48,7 +48,7 @@ pub enum Command {
     /// Say what 2 bits cost on a text: perplexity, and divergence from a 16-bit cache
     #[command(after_help = PERPLEXITY_HELP)]
     Perplexity(Box<PerplexityArgs>),
-    /// Say what each choice of a cache costs: axes, bits, groups, windows, by fake quantization
+    /// Say what each choice of a cache costs: axes, bits, groups, windows
     #[command(after_help = ABLATE_HELP)]
     Ablate(Box<AblateArgs>),
     /// Say what a cache costs on a task
