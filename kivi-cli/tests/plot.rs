@@ -127,7 +127,7 @@ fn what_cannot_be_drawn_is_one_line() {
     fails(&["array.json", "-o", "a.svg"], 1, &["array.json: has no text `command`"]);
     fails(&["other.json", "-o", "a.svg"], 1, &["is of `generate`, expected a result of bench"]);
     fails(&["half.json", "-o", "a.svg"], 1, &["half.json", "missing field"]);
-    fails(&["rows.json", "-o", "a.svg"], 1, &["expected a result of `bench`", "missing field"]);
+    fails(&["rows.json", "-o", "a.svg"], 1, &["rows.json: expected a result of `bench`", "missing field"]);
     fails(&["ok.json", "-o", "a.svg"], 2, &["--kind: expected one of ablate-kld, ablate-perplexity"]);
     fails(&["ok.json", "-o", "a.svg", "--kind", "heat"], 2, &["expected ablate-kld", "found heat"]);
     fails(&["ok.json", "-o", "a.svg", "--kind", "pie"], 2, &["pie", "see kivi-cli plot --help"]);

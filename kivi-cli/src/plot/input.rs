@@ -88,7 +88,7 @@ pub fn only(inputs: &[Input]) -> Result<&Input> {
 pub fn bench(inputs: &[Input]) -> Result<Results> {
     let mut all: Option<Results> = None;
     for input in inputs {
-        let one: Results = input.parse()?;
+        let one: Results = input.parse().with_context(|| input.name.clone())?;
         if one.rows.is_empty() {
             bail!("{}: has no rows", input.name);
         }
