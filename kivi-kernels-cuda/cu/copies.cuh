@@ -47,30 +47,35 @@ __device__ __forceinline__ void copy_tile(u32 stage, const char* page, u32 t, u3
 struct Copies {
     u32 lane;
     u32 first, oldest;     // stages
-    u32 span, token, end;  // the next tile, and where its span ends
+    u32 warp, step;        // the warp's first tile of a span, and the tokens to its next
+    u32 span, spans;       // of the team's spans the next tile's, and where they end
+    u32 token, end;        // the next tile, and where its span ends
     u32 page;              // its page's number, which is asked for early
 
-    __device__ Copies()
+    __device__ explicit Copies(const Team& team)
         : lane(lane_id()),
           first(keep(shared_address(dynamic_shared()) + STAGES_AT + threadIdx.x / WARP * (STAGES * STAGE_BYTES))),
-          oldest(first) {}
+          oldest(first),
+          warp(team.warp),
+          step(team.warps * TILE) {}
 
     // Starts with the first of new spans. Pages are asked for before the first is waited for.
-    __device__ void restart(const Cache& c, const Shared& s) {
-        u32 spans[STAGES], tokens[STAGES], pages[STAGES];
+    __device__ void restart(const Cache& c, const Shared& s, const Team& team) {
+        u32 of_tile[STAGES], tokens[STAGES], pages[STAGES];
         bool some[STAGES];
-        enter(s, 0);
+        spans = team.first * SPANS + s.n_spans[team.first];
+        enter(s, team.first * SPANS);
 #pragma unroll
         for (u32 i = 0; i < STAGES; ++i) {
             find(s);
-            spans[i] = span, tokens[i] = token, pages[i] = page, some[i] = token < end;
-            token += some[i] ? WARPS * TILE : 0;
+            of_tile[i] = span, tokens[i] = token, pages[i] = page, some[i] = token < end;
+            token += some[i] ? step : 0;
         }
         find(s);
 #pragma unroll
         for (u32 i = 0; i < STAGES; ++i) {
             if (some[i]) {
-                copy(c, s, spans[i], tokens[i], pages[i]);
+                copy(c, s, of_tile[i], tokens[i], pages[i]);
             }
             commit_async();  // without a tile too: waiting counts groups
             next();
@@ -79,12 +84,12 @@ struct Copies {
 
     __device__ __forceinline__ void enter(const Shared& s, u32 next) {
         span = next;
-        token = token_of(s.spans[span], s.spans[span].tile + threadIdx.x / WARP);
+        token = token_of(s.spans[span], s.spans[span].tile + warp);
         end = token_of(s.spans[span], s.spans[span].tile_end);
     }
 
     __device__ __forceinline__ void find(const Shared& s) {
-        while (token >= end && span + 1 < s.n_spans) {
+        while (token >= end && span + 1 < spans) {
             enter(s, span + 1);
         }
         if (token < end) {
@@ -114,7 +119,7 @@ struct Copies {
         __syncwarp();
         if (token < end) {
             copy(c, s, span, token, page);
-            token += WARPS * TILE;
+            token += step;
             find(s);
         }
         commit_async();

@@ -55,17 +55,18 @@ __device__ __forceinline__ void code_logits(u32 stage, float by, const Queries& 
     u32 g = q.lane / 4, t = q.lane % 4, codes = stage + g * (K_WORDS * 4);
     KeyWords low[M_TILES], high[M_TILES];
     float zero[4] = {}, c[M_TILES][4] = {};
-    u32 zeros[4];
+    u32 zeros[4], queries[4];
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
         u32(&w)[4] = words.x[i % 2];  // scales, zeros, scales, zeros; for columns that are queries
         read_shared(w, stage + K_PARAMS_AT + KeyWords::params_at(i, t, padded<K_PARAMS_PAD>), q.needed);
         if (i % 2 == 0) {
-            read_shared(zeros, q.zeros + i / 2 * (WARP * 16));
+            read_shared(zeros, q.at + i / 2 * PAIR_BYTES);
+            read_shared(queries, q.at + i / 2 * PAIR_BYTES + CODES_AT);
         }
         // Rows g: scales, of no use; row 8: zeros; those behind it the same or anything.
         mma(zero, w, zeros[i % 2 * 2], zeros[i % 2 * 2 + 1], __half());
-        u32 folded[2] = {multiply_f16(w[0], q.codes[i][0]), multiply_f16(w[2], q.codes[i][1])};
+        u32 folded[2] = {multiply_f16(w[0], queries[i % 2 * 2]), multiply_f16(w[2], queries[i % 2 * 2 + 1])};
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
             low[m].load(i, codes + 16 * m * (K_WORDS * 4), t);

@@ -2,69 +2,111 @@
 #pragma once
 #include "span.cuh"
 
-// The queries of a span as operand B, column g of lane 4 g + t.
+// The queries of a span as operand B, column g of lane 4 g + t; columns beyond them are the last one again.
 struct Queries {
-    u32 codes[STEPS][2];  // normalized, for fields of codes in their places; K_CODES only
-    u32 zeros;            // where they lie, normalized, of two steps each; all warps have the same
+    static constexpr u32 ITEMS = (STEPS * 4 + WARP - 1) / WARP;  // words of a lane
+
     u32 lane;
+    u32 at;               // the lane's words in shared memory (span.cuh); K_CODES only
     bool needed;          // the lane's column is a query
-    u32 rows[STEPS][2];   // as they are, in the order of channels; for keys in shared memory
+    const Act* row;       // it, in memory
+    const Act* first;     // the first one
+    u32 rows[STEPS][2];   // as it is, in the order of channels; for keys in shared memory
+    uint2 ahead[ITEMS];   // of the warp's first query, on their way; K_CODES only
     float scale;          // of the logits of rows, in powers of 2
     float norm[2];        // of logits over codes in their places, for the lane's queries 2 t and 2 t + 1
     float slope[2];
 
-    __device__ void load(const AttendParams& p, Shared& s, u32 head, u32 n);
+    __device__ void fetch(const Team& team, const Act* q_rows, u32 n);
+    __device__ void load(const AttendParams& p, Shared& s, const Team& team, u32 head, u32 n);
+    __device__ __forceinline__ void fetch_query(const Act* q_row);
+    __device__ __forceinline__ void fold(Shared& s, const Team& team, u32 query);
 };
 
-// Pair i of query row g, as f16 or as it is.
-__device__ __forceinline__ float2 query_pair(const Shared& s, u32 g, u32 i) {
-    return make_float2(to_f32(s.q[g][2 * i]), to_f32(s.q[g][2 * i + 1]));
+// Asks for a query, of which lane 4 i + t takes what step i needs.
+__device__ __forceinline__ void Queries::fetch_query(const Act* q_row) {
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; ++k) {
+        u32 i = (lane + k * WARP) / 4;
+        ahead[k] = i < STEPS ? *(const uint2*)(q_row + KeyWords::pair_of(i, lane % 4) * 2) : make_uint2(0, 0);
+    }
 }
 
-// Called by all warps; waits for them.
-__device__ void Queries::load(const AttendParams& p, Shared& s, u32 head, u32 n) {
-    lane = lane_id();
-    u32 g = lane / 4, t = lane % 4;
+// Tells a team's other warps a query: normalized by a power of two, for fields of codes in their places and for zeros,
+// which all take as they are.
+__device__ __forceinline__ void Queries::fold(Shared& s, const Team& team, u32 query) {
+    u32 t = lane % 4;
     float largest = 0.0f;
-    for (u32 i = t; i < HEAD_DIM / 2; i += 4) {
-        float2 x = query_pair(s, g, i);
-        largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; ++k) {
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
+            largest = fmaxf(largest, fabsf(to_f32(((const Act*)&ahead[k])[e])));
+        }
     }
-    largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+    largest = warp_max(largest);
     // The power of two in largest; queries of zeros, infinities and subnormal numbers stay as they are.
     u32 exponent = __float_as_uint(largest) >> 23;
-    float power = exponent - 1 < 253 ? __uint_as_float(exponent << 23) : 1.0f;
     float inverse = exponent - 1 < 253 ? __uint_as_float((254 - exponent) << 23) : 1.0f;
-    zeros = shared_address(s.zeros + lane);
-    needed = g < n;
-    if (K_CODES) {
+    if (lane == 0) {
+        s.power[team.first][query] = exponent - 1 < 253 ? __uint_as_float(exponent << 23) : 1.0f;
+    }
+    char* set = (char*)s.regions[team.first + query / 4];
 #pragma unroll
-        for (u32 i = 0; i < STEPS; ++i) {
-            u32 pairs[2];
+    for (u32 k = 0; k < ITEMS; ++k) {
+        u32 i = (lane + k * WARP) / 4;
+        if (i < STEPS) {
+            u32 zeros[2], codes[2];
 #pragma unroll
             for (u32 h = 0; h < 2; ++h) {
-                float2 x = query_pair(s, g, KeyWords::pair_of(i, t) + h);
                 float fold = inverse * (K_FOLD / factor_of<K_CODE_BITS>(KeyWords::field_of(i) + h));
-                pairs[h] = pack(x.x * inverse, x.y * inverse, __half());
-                codes[i][h] = pack(x.x * fold, x.y * fold, __half());
+                float low = to_f32(((const Act*)&ahead[k])[2 * h]), high = to_f32(((const Act*)&ahead[k])[2 * h + 1]);
+                zeros[h] = pack(low * inverse, high * inverse, __half());
+                codes[h] = pack(low * fold, high * fold, __half());
             }
-            if (threadIdx.x / WARP == i % WARPS) {
-                *((uint2*)&s.zeros[i / 2 * WARP + lane] + i % 2) = make_uint2(pairs[0], pairs[1]);
-            }
+            char* to = set + i / 2 * PAIR_BYTES + (query % 4 * 4 + t) * 16 + i % 2 * 8;
+            *(uint2*)to = make_uint2(zeros[0], zeros[1]);
+            *(uint2*)(to + CODES_AT) = make_uint2(codes[0], codes[1]);
         }
-        __syncthreads();
-    } else {
+    }
+}
+
+// Asks for the queries of a span.
+__device__ void Queries::fetch(const Team& team, const Act* q_rows, u32 n) {
+    lane = lane_id();
+    u32 g = lane / 4, t = lane % 4;
+    row = q_rows + min(g, n - 1) * HEAD_DIM;
+    first = q_rows;
+    needed = g < n;
+    if (!K_CODES) {
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
-            rows[i][0] = *(const u32*)&s.q[g][16 * i + 2 * t];
-            rows[i][1] = *(const u32*)&s.q[g][16 * i + 2 * t + 8];
+            rows[i][0] = *(const u32*)(row + 16 * i + 2 * t);
+            rows[i][1] = *(const u32*)(row + 16 * i + 2 * t + 8);
         }
+    } else if (team.warp < n) {
+        fetch_query(q_rows + team.warp * HEAD_DIM);
+    }
+}
+
+// Called by all warps of a team; waits for them.
+__device__ void Queries::load(const AttendParams& p, Shared& s, const Team& team, u32 head, u32 n) {
+    u32 t = lane % 4, column = min(lane / 4, n - 1);
+    if (K_CODES) {
+        for (u32 query = team.warp; query < n; query += team.warps) {
+            if (query != team.warp) {
+                fetch_query(first + query * HEAD_DIM);
+            }
+            fold(s, team, query);
+        }
+        at = keep(shared_address(s.regions[team.first + column / 4]) + (column % 4 * 4 + t) * 16);
+        team.sync();
     }
     scale = p.scale * LOG2_E;
     for (u32 h = 0; h < 2; ++h) {
-        norm[h] = scale * __shfl_sync(ALL_LANES, power, 4 * (2 * t + h)) * (SUBNORMAL / K_FOLD);
-        slope[h] = KIVI_ALIBI && 2 * t + h < n ? p.alibi[head + 2 * t + h] * LOG2_E : 0.0f;
+        u32 query = min(2 * t + h, n - 1);
+        norm[h] = K_CODES ? scale * s.power[team.first][query] * (SUBNORMAL / K_FOLD) : 0.0f;
+        slope[h] = KIVI_ALIBI ? p.alibi[head + query] * LOG2_E : 0.0f;
     }
 }
 

@@ -1,4 +1,4 @@
-// span.cuh: decode.cu's constants, and which tiles a block has.
+// span.cuh: decode.cu's constants, what its warps share, and what a piece of a row and unit is.
 #pragma once
 #include "codes.cuh"
 #include "row.cuh"
@@ -31,10 +31,18 @@ constexpr u32 K_PARAMS_AT = K_BYTES, V_AT = K_PARAMS_AT + K_PARAM_BYTES, V_PARAM
 constexpr u32 STAGE_BYTES = V_PARAMS_AT + V_PARAM_BYTES;
 constexpr u32 ROWS_TILES = (64 * HEAD_DIM + STAGE_BYTES / 2) / STAGE_BYTES;  // 16 rows in bytes of packed tiles
 constexpr u32 ROWS_COST = ROWS_TILES > 1 ? ROWS_TILES : 1;
-constexpr u32 MAX_SPANS = 32;  // planned at a time
+constexpr u32 SPANS = 4;  // planned at a time, for each warp of a team
 
 constexpr float K_FOLD = 16.0f;         // in q'; q < 2 and scales below 512 make q' < 2^14
 constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales
+
+// A team's queries in shared memory, 4 columns of operand B to a set: for each two steps the words of zeros of its
+// lanes, then so many bytes on those of codes. A set lies in the region of a warp, which has room for sums of ROUND
+// queries, too.
+constexpr u32 PAIR_BYTES = 4 * 4 * 16;  // of two steps: 4 lanes a column, 16 bytes a lane
+constexpr u32 CODES_AT = (STEPS + 1) / 2 * PAIR_BYTES;
+constexpr u32 SUM_STRIDE = HEAD_DIM < 64 ? 64 : HEAD_DIM;
+constexpr u32 REGION = 2 * CODES_AT > ROUND * SUM_STRIDE * 4 ? 2 * CODES_AT : ROUND * SUM_STRIDE * 4;
 
 // What a row sees: rows [first, start), tokens of which a side at least is packed [start, end), rows [end, at].
 struct Extent {
@@ -69,17 +77,31 @@ struct Span {
     RowsOf k, v;
 };
 
+// Warps that do the same span, and wait for each other.
+struct Team {
+    u32 warps;  // a power of 2
+    u32 first;  // of them in the block
+    u32 warp;   // this one among them
+
+    __device__ explicit Team(u32 n) : warps(n), first(threadIdx.x / WARP & ~(n - 1)), warp(threadIdx.x / WARP & (n - 1)) {}
+    __device__ u32 thread() const { return warp * WARP + threadIdx.x % WARP; }
+    __device__ u32 threads() const { return warps * WARP; }
+    __device__ void sync() const { sync_threads(1 + first, threads()); }
+};
+
+// What a team has in common is at its first warp.
 struct Shared {
-    uint4 zeros[(STEPS + 1) / 2 * WARP];
-    Act q[QUERIES][ROW_STRIDE];
-    float largest[WARPS][QUERIES];
+    float4 regions[WARPS][REGION / 16];
+    float power[WARPS][QUERIES];    // of 2 in each query
+    float largest[WARPS][QUERIES];  // references and totals of each warp
     float total[WARPS][QUERIES];
-    float sums[WARPS][ROUND][HEAD_DIM < 64 ? 64 : HEAD_DIM];  // as many as add_partials needs
-    Span spans[MAX_SPANS];
+    float2 totals[WARPS][QUERIES];  // and of all
+    Span spans[WARPS * SPANS];
+    u32 n_spans[WARPS], more[WARPS];
     u64 scan[WARPS];
     u64 line, row_start;  // where the spans stop; where their last row starts
     Extent extent;  // of row extent_row
-    u32 row, extent_row, n_spans, last;
+    u32 row, extent_row, last;
 };
 constexpr u32 STAGES_AT = (sizeof(Shared) + 127) / 128 * 128;
 static_assert(STAGES_AT + WARPS * STAGES * STAGE_BYTES <= KIVI_SHARED, "more shared memory than the launch has");
@@ -110,141 +132,22 @@ __device__ RowsOf rows_of(const Cache& c, const Side& side, const Extent& e, u32
             (const Act*)side.sink + line * c.sinks * HEAD_DIM, side.row_stride};
 }
 
-// The sum over the threads up to this one; the sum over all in total.
-__device__ u64 block_scan(Shared& s, u64 x, u64* total) {
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    for (u32 step = 1; step < WARP; step *= 2) {
-        u64 below = __shfl_up_sync(ALL_LANES, x, step);
-        x += lane >= step ? below : 0;
-    }
-    if (lane == WARP - 1) {
-        s.scan[warp] = x;
-    }
-    __syncthreads();
-    u64 before = 0, all = 0;
-    for (u32 w = 0; w < WARPS; ++w) {
-        before += w < warp ? s.scan[w] : 0;
-        all += s.scan[w];
-    }
-    __syncthreads();
-    *total = all;
-    return before + x;
-}
-
-// a / b; most lines are short, and 64-bit division takes some hundred instructions.
-__device__ u64 divide(u64 a, u64 b) { return (a | b) >> 32 ? a / b : (u32)a / (u32)b; }
-
-// The line as the blocks share it.
-struct Line {
-    u64 length;
-    u32 units, blocks;
-
-    __device__ u64 start(u32 block) const { return divide(length * block, blocks); }
-    __device__ u32 block_at(u64 x) const { return (u32)divide((x + 1) * blocks + length - 1, length) - 1; }
-};
-
-// How the line is shared, and where this block's piece starts: s.line.
-__device__ u64 share(Shared& s, Line& line) {
-    line.blocks = (u32)min((u64)gridDim.x, (line.length + WARPS - 1) / WARPS);
-    u64 x = blockIdx.x < line.blocks ? line.start(blockIdx.x) : 0;
-    if (threadIdx.x == 0) {
-        s.line = x;
-    }
-    return x;
-}
-
-// If x is in a row that ends at a place of the line: it is where this block's piece starts.
-__device__ void start_in(Shared& s, u64 x, u32 row, const Extent& extent, u64 end, u64 cost) {
-    if (end - cost <= x && x < end) {
-        s.row = s.extent_row = row;
-        s.row_start = end - cost;
-        s.extent = extent;
-    }
-}
-
-// Measures the line, and finds the row where this block's piece starts: s.line, s.row, s.row_start, s.extent.
-__device__ Line measure(const DecodeParams& p, Shared& s) {
-    u32 rows = p.attend.rows, units = p.attend.cache.n_kv_heads * p.query_blocks;
-    Line line = {0, units, 0};
-    for (u32 base = 0; base < rows; base += BLOCK) {
-        u64 total, cost = base + threadIdx.x < rows ? extent_of(p, base + threadIdx.x).cost() : 0;
-        block_scan(s, cost, &total);
-        line.length += total * line.units;
-    }
-    u64 x = share(s, line), before = 0;
-    for (u32 base = 0; before <= x && base < rows; base += BLOCK) {
-        u64 total, row = base + threadIdx.x, cost = 0;
-        Extent extent = {};
-        if (row < rows) {
-            extent = extent_of(p, row);
-            cost = extent.cost() * (u64)units;
-        }
-        u64 end = before + block_scan(s, cost, &total);
-        start_in(s, x, row, extent, end, cost);
-        before += total;
-    }
-    return line;
-}
-
-// The same for at most as many rows as a warp has lanes, without waiting for other warps.
-__device__ Line measure_few(const DecodeParams& p, Shared& s) {
-    u32 lane = threadIdx.x % WARP, rows = p.attend.rows, units = p.attend.cache.n_kv_heads * p.query_blocks;
-    Extent extent = {};
-    u32 cost = 0;
-    if (lane < rows) {
-        extent = extent_of(p, lane);
-        cost = extent.cost();
-    }
-    u32 sum = cost;
-    for (u32 step = 1; step < WARP; step *= 2) {
-        u32 below = __shfl_up_sync(ALL_LANES, sum, step);
-        sum += lane >= step ? below : 0;
-    }
-    Line line = {(u64)__shfl_sync(ALL_LANES, sum, WARP - 1) * units, units, 0};
-    u64 x = share(s, line);
-    if (threadIdx.x < WARP) {
-        start_in(s, x, lane, extent, (u64)sum * units, (u64)cost * units);
-    }
-    return line;
-}
-
-// The span at s.line, and moves on to the next.
-__device__ Span next_span(const DecodeParams& p, Shared& s, const Line& line, u64 end) {
+// The tiles of a row and unit from one place of its line to another.
+__device__ Span span_of(const Cache& c, const Extent& extent, u32 row, u32 unit, u32 from, u32 to) {
     Span span;
-    for (;; s.row += 1) {
-        if (s.row != s.extent_row) {
-            s.extent_row = s.row;
-            s.extent = extent_of(p, s.row);
-        }
-        span.extent = s.extent;
-        if (span.extent.cost() > 0) {
-            break;
-        }
-    }
-    u64 cost = span.extent.cost();
-    span.row = s.row;
-    span.unit = (u32)divide(s.line - s.row_start, cost);
-    span.head = span.unit % p.attend.cache.n_kv_heads;
-    u64 first = s.row_start + span.unit * cost, last = first + cost;
-    u32 from = (u32)(s.line - first), to = (u32)(min(end, last) - first);
-    u32 tiles = span.extent.active ? span.extent.tiles() : 0;
+    span.extent = extent;
+    span.row = row;
+    span.unit = unit;
+    span.head = unit % c.n_kv_heads;
+    u32 tiles = extent.active ? extent.tiles() : 0;
     span.tile = min(from, tiles);
     span.tile_end = min(to, tiles);
     span.row_tile = (from - span.tile + ROWS_COST - 1) / ROWS_COST;
-    span.row_tile_end = span.extent.active ? (to - span.tile_end + ROWS_COST - 1) / ROWS_COST : 0;
-    span.first_block = line.block_at(first);
-    span.parts = line.block_at(last - 1) - span.first_block + 1;
-    span.slot = 2 * blockIdx.x + (span.first_block == blockIdx.x);
-    const Cache& c = p.attend.cache;
+    span.row_tile_end = extent.active ? (to - span.tile_end + ROWS_COST - 1) / ROWS_COST : 0;
     span.pages = (const char*)(c.pool + (u64)span.head * PAGE_WORDS);
-    span.table = c.page_table + (u64)span.extent.seq * c.max_pages;
-    span.k = rows_of(c, c.k, span.extent, span.row, span.head);
-    span.v = rows_of(c, c.v, span.extent, span.row, span.head);
-    s.line = min(end, last);
-    if (last == s.row_start + cost * line.units) {
-        s.row_start = last;
-        s.row += 1;
-    }
+    span.table = c.page_table + (u64)extent.seq * c.max_pages;
+    span.k = rows_of(c, c.k, extent, row, span.head);
+    span.v = rows_of(c, c.v, extent, row, span.head);
     return span;
 }
 

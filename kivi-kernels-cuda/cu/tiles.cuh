@@ -29,13 +29,13 @@ __device__ __forceinline__ uint4 pairs_at(const Act* row, u32 channel) {
 }
 
 // Logits of 16 rows that lie anywhere. A lane takes 8 channels at a time, of key and query alike.
-__device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, const Span& span, const Queries& q,
+__device__ __forceinline__ void loose_logits(const Cache& c, const Span& span, const Queries& q,
                                              const State& s, u32 token, u32 low, u32 high, float (&y)[4]) {
     u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     const Act* above = row_of<true>(c, span, token, g, low, high);
     const Act* below = row_of<true>(c, span, token, g + 8, low, high);
     float sums[4] = {};
-    constexpr u32 AT_ONCE = 2;  // loads under way of each row
+    constexpr u32 AT_ONCE = 4;  // loads under way of each row
 #pragma unroll
     for (u32 first = 0; first < HEAD_DIM / 32; first += AT_ONCE) {
         uint4 a[AT_ONCE], b[AT_ONCE];
@@ -47,7 +47,7 @@ __device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, c
         }
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE && first + i < HEAD_DIM / 32; ++i) {
-            uint4 x = *(const uint4*)&sh.q[g][(4 * (first + i) + t) * 8];
+            uint4 x = *(const uint4*)(q.row + (4 * (first + i) + t) * 8);
             mma(sums, {a[i].x, b[i].x, a[i].y, b[i].y}, x.x, x.y, Act());
             mma(sums, {a[i].z, b[i].z, a[i].w, b[i].w}, x.z, x.w, Act());
         }
@@ -57,7 +57,7 @@ __device__ __forceinline__ void loose_logits(const Cache& c, const Shared& sh, c
         mma(sums,
             {pair_at(above, channel), pair_at(below, channel), pair_at(above, channel + 2),
              pair_at(below, channel + 2)},
-            *(const u32*)&sh.q[g][channel], *(const u32*)&sh.q[g][channel + 2], Act());
+            *(const u32*)(q.row + channel), *(const u32*)(q.row + channel + 2), Act());
     }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
@@ -75,7 +75,7 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
         rows[i] = row_of<false>(c, span, token, 2 * t + i % 2 + i / 2 * 8, low, high);
     }
     // With codes, rows h = 0, 1 of a tile are a pair of channels, else channels 8 apart.
-    constexpr u32 PAIRS = V_CODES ? 1 : 2, AT_ONCE = 4 / PAIRS;
+    constexpr u32 PAIRS = V_CODES ? 1 : 2, AT_ONCE = 8 / PAIRS;
 #pragma unroll
     for (u32 first = 0; first < STEPS; first += AT_ONCE) {
         u32 x[AT_ONCE][PAIRS][4];
@@ -95,6 +95,17 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
             }
             mma(s.sum[first + i], v, p[0], p[1], Act());
         }
+    }
+}
+
+// Asks for the rows of values that a span will read one by one, to the second-level cache.
+__device__ void fetch_rows(const Cache& c, const Team& team, const Span& span) {
+    constexpr u32 LINES = HEAD_DIM > 64 ? HEAD_DIM / 64 : 1;  // of 128 bytes
+    const Extent& e = span.extent;
+    u32 first = max(e.v_packed, span.tile < span.tile_end ? token_of(span, span.tile) : e.end);
+    u32 end = min(e.len, span.row_tile < span.row_tile_end ? e.len : token_of(span, span.tile_end));
+    for (u32 i = team.thread(); V_CODES && first + i / LINES < end; i += team.threads()) {
+        prefetch_l2(span.v.ring + ((first + i / LINES) % c.residual * HEAD_DIM + i % LINES * 64));
     }
 }
 
@@ -128,8 +139,8 @@ __device__ __forceinline__ void mix_mixed(const Cache& c, const Span& span, u32 
 
 // A tile that lies in a stage. WHOLE: both sides are packed, all tokens are seen.
 template <bool WHOLE>
-__device__ __forceinline__ void use_tile(const Cache& c, const Shared& sh, const Span& span, u32 stage, u32 token,
-                                         const Queries& q, State& s) {
+__device__ __forceinline__ void use_tile(const Cache& c, const Span& span, u32 stage, u32 token, const Queries& q,
+                                         State& s) {
     const Extent& e = span.extent;
     Words words;
     float y[M_TILES][4];
@@ -140,7 +151,7 @@ __device__ __forceinline__ void use_tile(const Cache& c, const Shared& sh, const
     } else if (!WHOLE && token >= e.k_packed) {
 #pragma unroll
         for (u32 m = 0; m < M_TILES; ++m) {
-            loose_logits(c, sh, span, q, s, token + 16 * m, e.start, e.end, y[m]);
+            loose_logits(c, span, q, s, token + 16 * m, e.start, e.end, y[m]);
         }
     } else {
         code_logits(stage, by, q, s, words, y);
@@ -152,8 +163,9 @@ __device__ __forceinline__ void use_tile(const Cache& c, const Shared& sh, const
     if (!V_CODES) {
         add_total(s, y);
         weights(y, p, Act());
-        mix_rows(stage, q.lane, s, p);
-    } else if (!WHOLE && token + TILE > e.v_packed) {
+        return mix_rows(stage, q.lane, s, p);
+    }
+    if (!WHOLE && token + TILE > e.v_packed) {
         mix_mixed(c, span, stage, token, q, s, words, y);
     } else {
         weights(y, p, __half());
@@ -162,15 +174,14 @@ __device__ __forceinline__ void use_tile(const Cache& c, const Shared& sh, const
 }
 
 // A tile of rows in full precision on both sides.
-__device__ __forceinline__ void use_rows(const Cache& c, const Shared& sh, const Span& span, u32 tile, const Queries& q,
-                                         State& s) {
+__device__ __forceinline__ void use_rows(const Cache& c, const Span& span, u32 tile, const Queries& q, State& s) {
     const Extent& e = span.extent;
     bool head = tile < e.head_tiles();
     u32 token = head ? e.first + 16 * tile : e.end + 16 * (tile - e.head_tiles());
     u32 end = head ? e.start : e.at + 1;
     float y[1][4];
     u32 p[1][2];
-    loose_logits(c, sh, span, q, s, token, 0, end, y[0]);
+    loose_logits(c, span, q, s, token, 0, end, y[0]);
     mask(y, q, token, 0, end, e.at);
     softmax(s, y);
     add_total(s, y);

@@ -40,6 +40,7 @@ extern "C" {
 extern Dim threadIdx, blockIdx, gridDim;
 extern char* emulator_shared;
 void emulator_block_barrier();
+void emulator_team_barrier(int threads);
 void emulator_warp(void (*work)(void**), void* given);
 int emulator_lane();
 void emulator_pause();

@@ -54,7 +54,7 @@ namespace {
 constexpr int WARP = 32, MAX_THREADS = 1024;
 constexpr size_t STACK = 128 << 10, PAGE = 4096, MAX_SHARED = 232448;
 
-enum State { RUNS, WAITS_FOR_WARP, WAITS_FOR_BLOCK, DONE };
+enum State { RUNS, WAITS_FOR_WARP, WAITS_FOR_TEAM, WAITS_FOR_BLOCK, DONE };
 
 struct Kernel {
     void (*run)(void* params);
@@ -69,7 +69,7 @@ int threads, current;
 bool reverse;
 void *stack_of[MAX_THREADS], *main_stack, *operand[MAX_THREADS];
 State state[MAX_THREADS];
-int at_block, at_warp[MAX_THREADS / WARP], done, done_of_warp[MAX_THREADS / WARP];
+int at_block, at_team[MAX_THREADS / WARP], at_warp[MAX_THREADS / WARP], done, done_of_warp[MAX_THREADS / WARP];
 long pauses;
 std::vector<void (*)()> block_starts;  // of loaded kernels
 
@@ -145,6 +145,7 @@ void run_block(unsigned shared) {
         state[i] = RUNS;
     }
     memset(at_warp, 0, sizeof at_warp);
+    memset(at_team, 0, sizeof at_team);
     memset(done_of_warp, 0, sizeof done_of_warp);
     if (threads % WARP) {
         done_of_warp[threads / WARP] = WARP - threads % WARP;
@@ -226,6 +227,18 @@ void emulator_block_barrier() {
     state[current] = WAITS_FOR_BLOCK;
     if (++at_block == threads - done) {
         release_block();
+    } else {
+        yield();
+    }
+}
+
+// So many threads from a multiple of that on, none of which has returned.
+void emulator_team_barrier(int size) {
+    int first = current / size * size, warp = first / WARP;
+    state[current] = WAITS_FOR_TEAM;
+    if (++at_team[warp] == size) {
+        at_team[warp] = 0;
+        release(WAITS_FOR_TEAM, first, size);
     } else {
         yield();
     }

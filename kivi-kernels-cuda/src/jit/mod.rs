@@ -60,11 +60,13 @@ const HEADERS: &[(&str, &str)] = &headers![
     "kivi.cuh",
     "pack.cuh",
     "page.cuh",
+    "plan.cuh",
     "products.cuh",
     "ptx.cuh",
     "row.cuh",
     "softmax.cuh",
     "span.cuh",
+    "sums.cuh",
     "tiles.cuh"
 ];
 
