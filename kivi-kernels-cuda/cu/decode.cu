@@ -1,5 +1,5 @@
 // decode.cu: attention of single rows over long caches, at the speed of memory.
-//   grid: as many blocks as the device holds at a time
+//   grid: a block a multiprocessor: with two, registers would be short
 //
 // For each row and unit (a KV head and up to QUERIES of its query heads) there are its packed tiles of TILE tokens, then
 // its tiles of 16 rows in full precision. Rows and units are shared as plan.cuh chooses: whole ones by teams of 1 to 8
@@ -31,7 +31,6 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Team& team, u3
         copies.restart(c, sh, team);
     }
     q.load(a, sh, team, head, n);
-    fetch_rows(c, team, span);
     State s;
     s.clear();
     for (u32 tile = span.row_tile + team.warp; tile < span.row_tile_end; tile += team.warps) {
@@ -74,7 +73,7 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Team& team, u3
     }
 }
 
-extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, KIVI_BLOCKS_PER_SM) decode(const __grid_constant__ DecodeParams p) {
+extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, 1) decode(const __grid_constant__ DecodeParams p) {
     Shared& sh = *(Shared*)dynamic_shared();
     Share share = p.attend.rows <= WARP ? measure_few(p, sh) : measure(p, sh);
     if (share.parts == 0 && blockIdx.x >= share.blocks) {

@@ -41,7 +41,7 @@ __device__ Share choose(const DecodeParams& p, const Costs& costs) {
         return share;
     }
     float largest = (float)costs.largest, grid = 1.0f / (float)gridDim.x, items = (float)share.items * grid;
-    float tiles = (float)share.length * grid / WARPS, best = tiles + LINE_COST;
+    float tiles = (float)share.length * grid / WARPS, best = tiles + items * (UNIT_COST + TEAM_COST) + LINE_COST;
     if (share.items <= gridDim.x) {
         u32 parts = gridDim.x / share.items;
         float time = largest / (float)(parts * WARPS) + UNIT_COST + TEAM_COST + (parts > 1 ? PARTS_COST : 0.0f);

@@ -21,11 +21,6 @@ __device__ __forceinline__ u32 keep(u32 x) {
     return x;
 }
 
-// Asks for a line of global memory, to the second-level cache.
-__device__ __forceinline__ void prefetch_l2(const void* global) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
-}
-
 // Waits for so many threads, whole warps, which have a barrier (1 to 15) to themselves.
 __device__ __forceinline__ void sync_threads(u32 barrier, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");

@@ -98,17 +98,6 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
     }
 }
 
-// Asks for the rows of values that a span will read one by one, to the second-level cache.
-__device__ void fetch_rows(const Cache& c, const Team& team, const Span& span) {
-    constexpr u32 LINES = HEAD_DIM > 64 ? HEAD_DIM / 64 : 1;  // of 128 bytes
-    const Extent& e = span.extent;
-    u32 first = max(e.v_packed, span.tile < span.tile_end ? token_of(span, span.tile) : e.end);
-    u32 end = min(e.len, span.row_tile < span.row_tile_end ? e.len : token_of(span, span.tile_end));
-    for (u32 i = team.thread(); V_CODES && first + i / LINES < end; i += team.threads()) {
-        prefetch_l2(span.v.ring + ((first + i / LINES) % c.residual * HEAD_DIM + i % LINES * 64));
-    }
-}
-
 // Values of a tile of which some are not packed, from v_packed on; tiles behind it have no packed values. y are weights.
 __device__ __forceinline__ void mix_mixed(const Cache& c, const Span& span, u32 stage, u32 token, const Queries& q,
                                           State& s, Words& words, const float (&y)[M_TILES][4]) {

@@ -10,7 +10,6 @@
 inline char* dynamic_shared() { return emulator_shared; }
 inline u32 shared_address(const void* shared) { return (u32)((const char*)shared - emulator_shared); }
 inline u32 keep(u32 x) { return x; }
-inline void prefetch_l2(const void* global) { (void)*(const volatile char*)global; }
 inline void sync_threads(u32, u32 threads) { emulator_team_barrier(threads); }
 inline u32 lane_id() { return threadIdx.x % 32; }
 template <unsigned long N>

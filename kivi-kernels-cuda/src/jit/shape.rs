@@ -28,9 +28,7 @@ pub(crate) struct Limits {
 /// How a kernel of a [`Shape`] is launched on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// Blocks that a multiprocessor holds at a time.
-    pub blocks: usize,
-    /// Tiles that a warp has in flight or in use.
+    /// Tiles that a warp of decode's kernel has in flight or in use.
     pub stages: usize,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
@@ -93,18 +91,15 @@ impl Shape {
 
     /// How to launch; none if a block cannot hold a single tile a warp.
     pub fn plan(&self, limits: Limits) -> Option<Plan> {
-        // A block's own structures: queries, sums of half the warps, spans (`Shared` in decode.cu).
-        let fixed = self.head_dim.max(64) * 160 + 8192;
         let (warps, stage) = (BLOCK / 32, self.stage_bytes());
-        let plan = |blocks: usize| {
-            // The driver keeps a kilobyte of each block's.
-            let shared = (limits.per_multiprocessor / blocks - 1024).min(limits.per_block) & !127;
-            let stages = (shared.saturating_sub(fixed) / (warps * stage)).min(4);
-            let shared = (fixed + warps * stages * stage).next_multiple_of(128);
-            Some(Plan { blocks, stages, shared, prefill: self.prefill(limits)? }).filter(|_| stages > 0)
-        };
-        // Beyond 128 channels the sums alone fill the registers of two blocks.
-        plan(2).filter(|plan| self.head_dim <= 128 && plan.stages >= 2).or_else(|| plan(1))
+        // A block's own structures (`Shared` in span.cuh): each warp's region, for queries and sums, and spans.
+        let region = (self.head_dim.max(64) * 16).max(self.head_dim.div_ceil(32) * 512);
+        let fixed = warps * region + 7168;
+        let shared = limits.per_block & !127;
+        // More stages start with more waiting for memory than they save later.
+        let stages = (shared.saturating_sub(fixed) / (warps * stage)).min(3);
+        let shared = (fixed + warps * stages * stage).next_multiple_of(128);
+        Some(Plan { stages, shared, prefill: self.prefill(limits)? }).filter(|_| stages > 0)
     }
 
     /// The largest tiles that fit, as `Shared` in prefill.cu has them.
@@ -151,7 +146,6 @@ impl Shape {
             ("GROUP_SIZE", self.group_size),
             ("PAGE_TOKENS", self.page_tokens),
             ("ALIBI", usize::from(self.alibi)),
-            ("BLOCKS_PER_SM", plan.blocks),
             ("STAGES", plan.stages),
             ("SHARED", plan.shared),
             ("PREFILL_BLOCKS", plan.prefill.blocks),

@@ -1,4 +1,4 @@
-//! Attention of single rows over long caches: as many blocks as the device holds share all tokens.
+//! Attention of single rows over long caches: a block a multiprocessor, which share all tokens.
 
 use bytemuck::{Pod, Zeroable};
 use kivi_kernels::Buffer;
@@ -15,8 +15,6 @@ source!(shaped "decode.cu": DecodeParams);
 
 /// Query heads of a unit of work.
 const QUERIES: usize = 8;
-/// Most blocks of a multiprocessor.
-const MAX_BLOCKS: usize = 2;
 /// Largest head.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -39,13 +37,13 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Words for a device of so many multiprocessors.
     pub fn words(multiprocessors: usize) -> usize {
-        let partials = multiprocessors * MAX_BLOCKS * 2 * QUERIES * (MAX_HEAD_DIM + 2);
+        let partials = multiprocessors * 2 * QUERIES * (MAX_HEAD_DIM + 2);
         Self::counters(multiprocessors) + partials
     }
 
     /// Those before the partial results: a counter a block, up to a multiple of 256 bytes.
     fn counters(multiprocessors: usize) -> usize {
-        (multiprocessors * MAX_BLOCKS).next_multiple_of(64)
+        multiprocessors.next_multiple_of(64)
     }
 
     /// In `words`, which are all zero, of a device of so many multiprocessors.
@@ -89,7 +87,7 @@ pub(super) fn decode<A: Act>(
         few,
     };
     let variant = Variant { kernel: "decode", shape: Some(shape), shared: plan.shared };
-    let blocks = if attend.rows() > 0 { multiprocessors * plan.blocks.min(MAX_BLOCKS) } else { 0 };
+    let blocks = if attend.rows() > 0 { *multiprocessors } else { 0 };
     // SAFETY: as the caller of `attend_raw` says; scratch has two partial results and a counter for each block.
     unsafe { cuda.launch_variant(&SOURCE, variant, [blocks, 1, 1], params) }
 }
