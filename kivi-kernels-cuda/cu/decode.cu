@@ -243,6 +243,7 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Span& span, Co
 }
 
 extern "C" __global__ void __launch_bounds__(KIVI_BLOCK, KIVI_BLOCKS_PER_SM) decode(const __grid_constant__ DecodeParams p) {
+    wait_for_launch_before();
     Shared& sh = *(Shared*)dynamic_shared();
     Line line = p.attend.rows <= WARP ? measure_few(p, sh) : measure(p, sh);
     if (blockIdx.x >= line.blocks) {

@@ -97,6 +97,7 @@ __device__ __forceinline__ void sum_part(Sums<ROWS, FEATURES>& sums, const GemvP
 
 template <class W, u32 ROWS>
 __device__ void gemv(const GemvParams& p) {
+    wait_for_launch_before();
     constexpr u32 FEATURES = ROWS < 4 ? 1 : 2;
     __shared__ float of_warp[WARPS][FEATURES][ROWS];
     u32 warp = threadIdx.x / WARP;
