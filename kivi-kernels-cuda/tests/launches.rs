@@ -33,7 +33,7 @@ fn every_kernel_waits_for_the_launch_before_it_first_of_all() {
     for (file, text) in sources() {
         for (head, body) in kernels(&text) {
             let body = body.trim_start();
-            // All kernels of products are one function.
+            // A product asks for weights before it waits.
             let first = if file == "gemv.cu" { "gemv<" } else { WAIT };
             assert!(body.starts_with(first), "{file}:{head}begins with {:?}", body.lines().next());
             found += 1;
@@ -48,6 +48,9 @@ fn a_product_waits_before_it_reads_what_a_launch_writes() {
     let (_, text) = sources.iter().find(|(file, _)| file == "gemv.cu").unwrap();
     let (_, body) = text.split_once("__device__ void gemv(const GemvParams& p) {").unwrap();
     assert!(waits(body), "{body}");
+    let (before, _) = body.split_once(WAIT).unwrap();
+    let early = "if (p.settled && part.deep()) {\n        part.ask();\n    }";
+    assert!(before.contains(early) && before.matches("part.").count() == 2, "{before}");
 }
 
 #[test]
