@@ -121,6 +121,7 @@ __device__ __forceinline__ void append_few(const Cache& c, const Side& side, u32
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
+    wait_for_launch_before();
     const Cache& c = p.cache;
     u32 head = blockIdx.x % c.n_kv_heads, seq = blockIdx.z;
     if (!c.active[seq]) {
@@ -134,6 +135,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams p) {
+    wait_for_launch_before();
     const Cache& c = p.cache;
     u32 first = blockIdx.x * p.heads, seq = blockIdx.y, warp = threadIdx.x / WARP, head = first + warp / 2;
     bool due = K_CODES && c.k.packed[seq] < c.k.packed_next[seq];

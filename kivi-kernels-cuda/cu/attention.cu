@@ -105,6 +105,7 @@ __device__ void begin(const AttendParams& p, Work& w, const Act* q, u32 n) {
 }
 
 extern "C" __global__ void attend(AttendParams p) {
+    wait_for_launch_before();
     __shared__ Work w;
     const Cache& c = p.cache;
     u32 row = blockIdx.x, seq = c.seq_of_row[row], ratio = p.n_heads / c.n_kv_heads;

@@ -16,6 +16,7 @@ constexpr u32 LOADS = 4;
 __device__ u32 sum_of(uint4 x) { return x.x + x.y + x.z + x.w; }
 
 extern "C" __global__ void sum_words(SumParams p) {
+    wait_for_launch_before();
     __shared__ u32 of_block;
     if (threadIdx.x == 0) {
         of_block = 0;

@@ -109,6 +109,7 @@ __device__ void pack_value(const Cache& c, u32 seq, u32 head, u32 token) {
 }
 
 extern "C" __global__ void append_pack(Cache c) {
+    wait_for_launch_before();
     u32 head = blockIdx.y, seq = blockIdx.z;
     if (!c.active[seq]) {
         return;
@@ -149,6 +150,7 @@ __device__ void store_side(const Cache& c, const Side& side, u32 seq, u32 head, 
 }
 
 extern "C" __global__ void append_store(Cache c) {
+    wait_for_launch_before();
     u32 head = blockIdx.y, seq = c.seq_of_row[blockIdx.x];
     if (c.active[seq]) {
         u32 token = c.len[seq] + (blockIdx.x - c.row_start[seq]);
@@ -158,6 +160,7 @@ extern "C" __global__ void append_store(Cache c) {
 }
 
 extern "C" __global__ void clear_pages(ClearParams p) {
+    wait_for_launch_before();
     u32* page = p.pool + p.pages[blockIdx.x] * p.of_page;
     for (u64 i = threadIdx.x; i < p.of_page; i += BLOCK) {
         page[i] = 0;

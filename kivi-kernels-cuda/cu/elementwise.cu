@@ -34,6 +34,7 @@ __device__ float activation(u32 kind, float x) {
 }
 
 extern "C" __global__ void activate(ElementwiseParams p) {
+    wait_for_launch_before();
     for (u64 i = grid_thread(); i < p.rows * p.cols; i += grid_threads()) {
         u64 row = i / p.cols, j = i % p.cols;
         float y = activation(p.activation, to_f32(p.x[row * p.x_stride + j]));
@@ -43,6 +44,7 @@ extern "C" __global__ void activate(ElementwiseParams p) {
 }
 
 extern "C" __global__ void add(ElementwiseParams p) {
+    wait_for_launch_before();
     for (u64 i = grid_thread(); i < p.rows * p.cols; i += grid_threads()) {
         u64 row = i / p.cols, j = i % p.cols;
         Act* out = &p.out[row * p.out_stride + j];

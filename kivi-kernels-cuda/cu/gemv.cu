@@ -2,6 +2,8 @@
 //   gemv  out[i, j] = sum_c x[i, c] weight[j, c] + bias[j]
 // A warp has one output feature, or two where each of x is worth reading once for both; `split` warps share one and add up
 // in a fixed order. Weights and x are read 16 bytes at a time: in_features and strides are multiples of 8 elements.
+// A warp asks for its first weights before it waits for the launch before, which hides the way to memory behind that one's
+// end: weights that no launch writes are there at any time.
 #include "kivi.cuh"
 
 struct GemvParams {
@@ -14,12 +16,14 @@ struct GemvParams {
     u32 rows;
     u32 in_features;
     u32 out_features;
-    u32 split;  // a divisor of WARPS
+    u32 split;    // a divisor of WARPS
+    u32 settled;  // whether no launch writes the weights
+    u32 unused;
 };
 KIVI_CHECK_SIZE(GemvParams);
 
 constexpr u32 PACK = 8;   // elements that a lane takes at a time
-constexpr u32 LOADS = 4;  // packs of weights that a lane has on their way
+constexpr u32 LOADS = 4;  // of 16 bytes of weights, that a lane has on their way
 
 // PACK elements as they are read.
 template <class T>
@@ -63,37 +67,67 @@ struct Sums {
     }
 };
 
-template <class W, u32 ROWS, u32 FEATURES>
-__device__ __forceinline__ void sum_part(Sums<ROWS, FEATURES>& sums, const GemvParams& p, u32 first, u32 part) {
-    constexpr u32 DEPTH = LOADS / FEATURES;
+// What a warp reads of the weights: every step-th pack of its features; a warp without an output reads nothing.
+template <class W, u32 FEATURES>
+struct Part {
+    static constexpr u32 DEPTH = LOADS * sizeof(uint4) / sizeof(Pack<W>) / FEATURES;
     const W* of_feature[FEATURES];
-    for (u32 f = 0; f < FEATURES; ++f) {
-        u32 j = first + f < p.out_features ? first + f : p.out_features - 1;
-        of_feature[f] = (const W*)p.weight + (u64)j * p.in_features;
+    u32 c, step, end;                // where the lane is, how far on it goes, where features end
+    Pack<W> asked[DEPTH][FEATURES];  // from c on
+
+    __device__ __forceinline__ Part(const GemvParams& p, u32 first, u32 part) {
+#pragma unroll
+        for (u32 f = 0; f < FEATURES; ++f) {
+            u32 j = first + f < p.out_features ? first + f : p.out_features - 1;
+            of_feature[f] = (const W*)p.weight + (u64)j * p.in_features;
+        }
+        step = p.split * WARP * PACK;
+        c = (part * WARP + threadIdx.x % WARP) * PACK;
+        end = first < p.out_features ? p.in_features : 0;
     }
-    u32 step = p.split * WARP * PACK;
-    u32 c = (part * WARP + threadIdx.x % WARP) * PACK;
-    for (; c + (DEPTH - 1) * step < p.in_features; c += DEPTH * step) {
-        Pack<W> w[DEPTH][FEATURES];
+
+    // Whether there are as many packs as are asked for at a time.
+    __device__ __forceinline__ bool deep() const { return c + (DEPTH - 1) * step < end; }
+
+    __device__ __forceinline__ void ask() {
 #pragma unroll
         for (u32 d = 0; d < DEPTH; ++d) {
+#pragma unroll
             for (u32 f = 0; f < FEATURES; ++f) {
-                w[d][f] = stream(of_feature[f] + c + d * step);
+                asked[d][f] = stream(of_feature[f] + c + d * step);
             }
         }
+    }
+
+    // Adds up what was asked for.
+    template <u32 ROWS>
+    __device__ __forceinline__ void add_asked(Sums<ROWS, FEATURES>& sums, const GemvParams& p) {
 #pragma unroll
         for (u32 d = 0; d < DEPTH; ++d) {
-            sums.add(w[d], p.x + c + d * step, p);
+            sums.add(asked[d], p.x + c + d * step, p);
+        }
+        c += DEPTH * step;
+    }
+
+    // Adds up all packs; the first have been asked for.
+    template <u32 ROWS>
+    __device__ __forceinline__ void add_to(Sums<ROWS, FEATURES>& sums, const GemvParams& p) {
+        if (deep()) {
+            add_asked(sums, p);
+        }
+        while (deep()) {
+            ask();
+            add_asked(sums, p);
+        }
+        for (; c < end; c += step) {
+#pragma unroll
+            for (u32 f = 0; f < FEATURES; ++f) {
+                asked[0][f] = stream(of_feature[f] + c);
+            }
+            sums.add(asked[0], p.x + c, p);
         }
     }
-    for (; c < p.in_features; c += step) {
-        Pack<W> w[FEATURES];
-        for (u32 f = 0; f < FEATURES; ++f) {
-            w[f] = stream(of_feature[f] + c);
-        }
-        sums.add(w, p.x + c, p);
-    }
-}
+};
 
 template <class W, u32 ROWS>
 __device__ void gemv(const GemvParams& p) {
@@ -101,10 +135,16 @@ __device__ void gemv(const GemvParams& p) {
     __shared__ float of_warp[WARPS][FEATURES][ROWS];
     u32 warp = threadIdx.x / WARP;
     u32 first = (blockIdx.x * (WARPS / p.split) + warp / p.split) * FEATURES;
-    Sums<ROWS, FEATURES> sums;
-    if (first < p.out_features) {
-        sum_part<W>(sums, p, first, warp % p.split);
+    Part<W, FEATURES> part(p, first, warp % p.split);
+    if (p.settled && part.deep()) {
+        part.ask();
     }
+    wait_for_launch_before();
+    if (!p.settled && part.deep()) {
+        part.ask();
+    }
+    Sums<ROWS, FEATURES> sums;
+    part.add_to(sums, p);
     for (u32 f = 0; f < FEATURES; ++f) {
         for (u32 row = 0; row < ROWS; ++row) {
             float sum = warp_sum(sums.of[f][row]);

@@ -74,18 +74,37 @@ __device__ void linear(const LinearParams& p) {
     }
 }
 
-extern "C" __global__ void embed_f32(EmbedParams p) { embed<float>(p); }
-extern "C" __global__ void embed_f16(EmbedParams p) { embed<__half>(p); }
-extern "C" __global__ void embed_bf16(EmbedParams p) { embed<__nv_bfloat16>(p); }
+extern "C" __global__ void embed_f32(EmbedParams p) {
+    wait_for_launch_before();
+    embed<float>(p);
+}
+extern "C" __global__ void embed_f16(EmbedParams p) {
+    wait_for_launch_before();
+    embed<__half>(p);
+}
+extern "C" __global__ void embed_bf16(EmbedParams p) {
+    wait_for_launch_before();
+    embed<__nv_bfloat16>(p);
+}
 
 // The bias of products that were made without it.
 extern "C" __global__ void add_bias(LinearParams p) {
+    wait_for_launch_before();
     Act* out = p.out + blockIdx.x * p.out_stride;
     for (u64 j = threadIdx.x; j < p.out_features; j += BLOCK) {
         store(&out[j], to_f32(out[j]) + p.bias[j]);
     }
 }
 
-extern "C" __global__ void linear_f32(LinearParams p) { linear<float>(p); }
-extern "C" __global__ void linear_f16(LinearParams p) { linear<__half>(p); }
-extern "C" __global__ void linear_bf16(LinearParams p) { linear<__nv_bfloat16>(p); }
+extern "C" __global__ void linear_f32(LinearParams p) {
+    wait_for_launch_before();
+    linear<float>(p);
+}
+extern "C" __global__ void linear_f16(LinearParams p) {
+    wait_for_launch_before();
+    linear<__half>(p);
+}
+extern "C" __global__ void linear_bf16(LinearParams p) {
+    wait_for_launch_before();
+    linear<__nv_bfloat16>(p);
+}

@@ -32,6 +32,7 @@ struct AddNormParams {
 KIVI_CHECK_SIZE(AddNormParams);
 
 extern "C" __global__ void rms_norm(NormParams p) {
+    wait_for_launch_before();
     u32 row = blockIdx.x / p.groups;
     u32 start = blockIdx.x % p.groups * p.cols;
     const Act* x = p.x + row * p.x_stride + start;
@@ -48,6 +49,7 @@ extern "C" __global__ void rms_norm(NormParams p) {
 
 // As add and rms_norm one after the other, to the bit: threads read back what they rounded.
 extern "C" __global__ void add_rms_norm(AddNormParams p) {
+    wait_for_launch_before();
     Act* hidden = p.hidden + blockIdx.x * p.hidden_stride;
     const Act* x = p.x + blockIdx.x * p.x_stride;
     Act* out = p.out + blockIdx.x * p.out_stride;
@@ -63,6 +65,7 @@ extern "C" __global__ void add_rms_norm(AddNormParams p) {
 }
 
 extern "C" __global__ void layer_norm(NormParams p) {
+    wait_for_launch_before();
     const Act* x = p.x + blockIdx.x * p.x_stride;
     Act* out = p.out + blockIdx.x * p.out_stride;
     float sum = 0.0f;

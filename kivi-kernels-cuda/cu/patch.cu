@@ -15,6 +15,7 @@ struct PatchParams {
 KIVI_CHECK_SIZE(PatchParams);
 
 extern "C" __global__ void patch(PatchParams p) {
+    wait_for_launch_before();
     PatchPart part = p.parts[blockIdx.x];
     for (u32 i = threadIdx.x; i < part.count; i += BLOCK) {
         u32 word = part.src[i];

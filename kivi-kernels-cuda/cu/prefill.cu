@@ -287,6 +287,7 @@ __device__ __forceinline__ Seen seen_by(u32 from, u32 to, u32 len, u32 ratio, u3
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, KIVI_PREFILL_BLOCKS) prefill(PrefillParams p) {
+    wait_for_launch_before();
     Shared& sh = *(Shared*)dynamic_shared();
     const AttendParams& a = p.attend;
     const Cache& c = a.cache;

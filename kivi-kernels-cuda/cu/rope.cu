@@ -17,6 +17,7 @@ struct RopeParams {
 KIVI_CHECK_SIZE(RopeParams);
 
 extern "C" __global__ void rope(RopeParams p) {
+    wait_for_launch_before();
     u64 of_row = (u64)p.heads * p.d;
     for (u64 i = grid_thread(); i < p.rows * of_row; i += grid_threads()) {
         u64 row = i / of_row;

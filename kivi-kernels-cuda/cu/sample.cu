@@ -285,6 +285,7 @@ __device__ u32 first(const Row& row, const Draw& draw, u64 last_kept) {
 }
 
 extern "C" __global__ void sample(SampleParams p) {
+    wait_for_launch_before();
     __shared__ Line line;
     Draw draw = p.draws[blockIdx.x];
     Row row = {p.logits + blockIdx.x * p.logits_stride, (u32)p.cols, 0.0f, draw.temperature};

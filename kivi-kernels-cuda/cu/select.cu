@@ -26,6 +26,7 @@ struct SelectParams {
 KIVI_CHECK_SIZE(SelectParams);
 
 extern "C" __global__ void gather(GatherParams p) {
+    wait_for_launch_before();
     const Act* x = p.x + p.rows[blockIdx.x] * p.x_stride;
     Act* out = p.out + blockIdx.x * p.out_stride;
     for (u64 j = threadIdx.x; j < p.cols; j += BLOCK) {
@@ -53,6 +54,7 @@ __device__ u64 largest_below(const Act* x, u32 cols, u64 limit) {
 }
 
 extern "C" __global__ void argmax(SelectParams p) {
+    wait_for_launch_before();
     const Act* x = p.logits + blockIdx.x * p.logits_stride;
     bool damaged = false;
     u64 best = 0;
@@ -72,6 +74,7 @@ extern "C" __global__ void argmax(SelectParams p) {
 }
 
 extern "C" __global__ void top_k(SelectParams p) {
+    wait_for_launch_before();
     const Act* x = p.logits + blockIdx.x * p.logits_stride;
     u64 best = ~0ull;
     for (u32 j = 0; j < p.k; ++j) {

@@ -446,6 +446,34 @@ Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, uns
     return SUCCESS;
 }
 
+// As CUlaunchAttribute and CUlaunchConfig are.
+struct LaunchAttribute {
+    unsigned id, unused;
+    union {
+        char pad[64];
+        int value;
+    };
+};
+struct LaunchConfig {
+    Dim grid, block;
+    unsigned shared;
+    void* stream;
+    LaunchAttribute* attributes;
+    unsigned count;
+};
+
+// Launches that may overlap; here they are one after the other.
+Result cuLaunchKernelEx(const LaunchConfig* c, void* function, void** arguments, void** extra) {
+    constexpr unsigned PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+    for (unsigned i = 0; i < c->count; ++i) {
+        if (c->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION || c->attributes[i].value != 1) {
+            return INVALID;
+        }
+    }
+    return cuLaunchKernel(function, c->grid.x, c->grid.y, c->grid.z, c->block.x, c->block.y, c->block.z, c->shared,
+                          c->stream, arguments, extra);
+}
+
 // EMULATOR_GRAPHS=1 says what is recorded and replayed.
 Result cuStreamBeginCapture_v2(void* stream, int) {
     std::lock_guard<std::recursive_mutex> lock(mutex);

@@ -19,6 +19,8 @@ pub struct CudaBuffer<T> {
     len: usize,
     /// What owns the memory; nothing, if somebody else does.
     slice: Option<CudaSlice<T>>,
+    /// Whether it is [`Self::is_settled`].
+    settled: bool,
     element: PhantomData<T>,
 }
 
@@ -37,13 +39,13 @@ impl<T: Element> CudaBuffer<T> {
     /// read it. Ops wait for nothing but what is in their stream: what other streams do before and after is for the
     /// caller to order.
     pub unsafe fn from_raw(ptr: CUdeviceptr, len: usize) -> Self {
-        Self { ptr, len, slice: None, element: PhantomData }
+        Self { ptr, len, slice: None, settled: false, element: PhantomData }
     }
 
     /// A slice of cudarc's in the stream of the queue; the stream waits for what other streams do with the slice.
     pub(crate) fn from_slice(mut slice: CudaSlice<T>) -> Self {
         let (ptr, len) = (address(&mut slice), slice.len());
-        Self { ptr, len, slice: Some(slice), element: PhantomData }
+        Self { ptr, len, slice: Some(slice), settled: false, element: PhantomData }
     }
 
     /// The memory as a slice of cudarc's, whose next use in another stream waits for what is queued now; none if the buffer
@@ -54,7 +56,8 @@ impl<T: Element> CudaBuffer<T> {
         Some(slice)
     }
 
-    /// Address of the first element.
+    /// Address of the first element. A product reads weights of this crate's own memory while the launch before it may still
+    /// run: a buffer that a launch writes by this address is no weight until the stream was waited for.
     pub fn device_ptr(&self) -> CUdeviceptr {
         self.ptr
     }
@@ -71,7 +74,8 @@ impl<T: Element> CudaBuffer<T> {
             _ => CudaError::driver("allocation")(error),
         })?;
         // SAFETY: the allocation has `len` elements, and nobody else has it any more.
-        Ok(Self::from_slice(unsafe { stream.upgrade_device_ptr(slice.leak(), len) }))
+        let buffer = Self::from_slice(unsafe { stream.upgrade_device_ptr(slice.leak(), len) });
+        Ok(Self { settled: true, ..buffer })
     }
 
     /// An array of zeros.
@@ -94,6 +98,18 @@ impl<T: Element> CudaBuffer<T> {
     /// Where element `offset` is on the device.
     pub(crate) fn at(&self, offset: usize) -> CUdeviceptr {
         self.ptr + (offset * size_of::<T>()) as CUdeviceptr
+    }
+
+    /// The same for a launch that writes there.
+    pub(crate) fn at_mut(&mut self, offset: usize) -> CUdeviceptr {
+        self.settled = false;
+        self.at(offset)
+    }
+
+    /// Whether copies and memsets alone have written it, so that a kernel may read it before the launch before is done. Memory of
+    /// others never is: who knows what writes it.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// Replaces the elements from `offset` on. When it returns, `src` may change.

@@ -15,13 +15,14 @@ use crate::jit::{Jit, Limits};
 use crate::landing::{Landing, Later};
 use crate::ops::{Parcel, Scratch};
 use crate::staging::{self, Staging};
-use crate::{Act, CudaError, ops, probe};
+use crate::{Act, CudaError, launch, ops, probe};
 
 /// One stream of one CUDA device, with activations of type `A`.
 ///
 /// Decode steps that come again are launched as one CUDA graph ([`Recordings`]), unless `KIVI_GRAPHS=0` is in the environment,
 /// or the stream is the default one, which cannot be recorded. With `KIVI_SYNC=1` every op waits until it is done, so that a
-/// fault carries the name of its kernel, and nothing is recorded.
+/// fault carries the name of its kernel, and nothing is recorded. From compute capability 9.0 on a kernel is launched while the
+/// one before it runs, and waits for it on the device, unless `KIVI_PDL=0` is in the environment.
 pub struct Cuda<A> {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) stream: Arc<CudaStream>,
@@ -43,6 +44,8 @@ pub struct Cuda<A> {
     pub(crate) graphs: bool,
     /// Whether each launch waits.
     pub(crate) sync: bool,
+    /// Whether a kernel may start before the one before it is done.
+    pub(crate) overlap: bool,
     name: String,
     /// Not `Sync`: what another thread queued while a graph is captured would become part of it.
     act: PhantomData<(A, Cell<()>)>,
@@ -163,6 +166,7 @@ impl<A: Act> Cuda<A> {
         let sync = is("KIVI_SYNC", "1");
         // The default stream has no number, or 1.
         let graphs = !sync && !is("KIVI_GRAPHS", "0") && stream.cu_stream() as usize > 1;
+        let overlap = !sync && launch::overlap(properties.major, &stream);
         let multiprocessors = properties.multiprocessors;
         let (blas, gemv_rows) = (OnceLock::new(), gemv_rows());
         let (staging, parcel, landings, act) =
@@ -180,6 +184,7 @@ impl<A: Act> Cuda<A> {
             landings,
             graphs,
             sync,
+            overlap,
             name,
             act,
         })
@@ -193,11 +198,9 @@ fn primary(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
 }
 
 /// The architecture to compile for: the very one of the device, with its own features on Hopper.
-fn arch(context: &CudaContext) -> Result<String, cudarc::driver::DriverError> {
-    let major = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+fn arch(major: usize, minor: usize) -> String {
     let feature = if (major, minor) == (9, 0) { "a" } else { "" };
-    Ok(format!("sm_{major}{minor}{feature}"))
+    format!("sm_{major}{minor}{feature}")
 }
 
 /// Most rows of products by `gemv.cu` where cuBLASLt could make them: 4 unless `KIVI_GEMV_ROWS` says otherwise, to measure.
@@ -207,13 +210,15 @@ fn gemv_rows() -> u64 {
 }
 
 /// Whether a variable of the environment has this value.
-fn is(name: &str, value: &str) -> bool {
+pub(crate) fn is(name: &str, value: &str) -> bool {
     std::env::var_os(name).is_some_and(|found| found == value)
 }
 
 /// What kernels and launches depend on.
 struct Properties {
     arch: String,
+    /// Of the compute capability.
+    major: usize,
     limits: Limits,
     multiprocessors: usize,
 }
@@ -227,9 +232,11 @@ fn properties(context: &CudaContext) -> Result<Properties, CudaError> {
         per_multiprocessor: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
         per_block: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
     };
-    let arch = arch(context).map_err(CudaError::driver("the device's architecture"))?;
+    let major = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     Ok(Properties {
-        arch,
+        arch: arch(major, minor),
+        major,
         limits,
         multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
     })

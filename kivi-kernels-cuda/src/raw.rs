@@ -4,6 +4,13 @@
 //! Nothing is checked on the host: [`Cuda::attend_raw`] and [`Cuda::append_raw`] are unsafe, and what they trust is written
 //! at the fields. An address is a number; counts are in elements, words have 32 bits. They queue launches on the stream of
 //! the [`Cuda`], and neither allocate nor wait, once [`Cuda::prepare`] has loaded the kernels.
+//!
+//! On devices of compute capability 9.0 and above these launches may start early (programmatic dependent launch, unless
+//! `KIVI_PDL=0` is in the environment), and on the device they wait for the launch before them, before they read or write
+//! anything: also for one of the caller's that lets its dependents start early. They let the launch behind them start early in turn,
+//! which concerns a launch of the caller's only if it has the attribute for it. That one must wait on the device
+//! (`griddepcontrol.wait`) in every block, even if it needs nothing of what is before: what comes behind it takes its end for
+//! the end of all before.
 
 use cudarc::driver::sys::CUdeviceptr;
 use kivi_kernels::{Batch, KvLayer};

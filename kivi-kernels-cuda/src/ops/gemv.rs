@@ -32,6 +32,8 @@ struct GemvParams {
     in_features: u32,
     out_features: u32,
     split: u32,
+    settled: u32,
+    unused: u32,
 }
 
 /// The versions for one type of weights: for up to 1, 2, 4 and 8 rows.
@@ -48,14 +50,15 @@ pub(super) fn takes(p: &LinearParams) -> bool {
     (1..=MOST_ROWS).contains(&p.rows) && aligned && packed && small
 }
 
-/// Queues the product.
+/// Queues the product, whose first weights are read while the launch before may still run if they are `settled`.
 ///
 /// # Safety
-/// [`takes`], and what `p` names is there.
+/// [`takes`], what `p` names is there, and no launch writes weights that are settled.
 pub(super) unsafe fn gemv<A: Act>(
     cuda: &Cuda<A>,
     p: &LinearParams,
     kernels: Kernels,
+    settled: bool,
 ) -> Result<(), CudaError> {
     let version = p.rows.next_power_of_two().trailing_zeros() as usize;
     let warps = p.out_features.div_ceil(if version < 2 { 1 } else { 2 });
@@ -71,6 +74,8 @@ pub(super) unsafe fn gemv<A: Act>(
         in_features: p.in_features as u32,
         out_features: p.out_features as u32,
         split: split as u32,
+        settled: u32::from(settled),
+        unused: 0,
     };
     let blocks = warps.div_ceil(WARPS / split) as usize;
     // SAFETY: as the caller says; the kernel keeps to rows and features.

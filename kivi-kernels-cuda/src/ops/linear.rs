@@ -59,10 +59,10 @@ pub(crate) fn embed<A: Act>(cuda: &Cuda<A>, op: EmbedParts<'_, Cuda<A>>) -> Resu
 /// kernel.
 pub(crate) fn linear<A: Act>(cuda: &Cuda<A>, op: LinearParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let LinearParts { mut out, x, weight: matrix, bias } = op;
-    let dtype = match matrix {
-        Weight::F32(_) => DType::F32,
-        Weight::F16(_) => DType::F16,
-        Weight::Bf16(_) => DType::Bf16,
+    let (dtype, settled) = match matrix {
+        Weight::F32(x) => (DType::F32, x.is_settled()),
+        Weight::F16(x) => (DType::F16, x.is_settled()),
+        Weight::Bf16(x) => (DType::Bf16, x.is_settled()),
     };
     let (matrix, kernel) = weight(matrix, ["linear_f32", "linear_f16", "linear_bf16"]);
     let params = LinearParams {
@@ -83,8 +83,8 @@ pub(crate) fn linear<A: Act>(cuda: &Cuda<A>, op: LinearParts<'_, Cuda<A>>) -> Re
             DType::Bf16 => gemv::BF16,
             _ => gemv::F32,
         };
-        // SAFETY: `Linear::new` checked that views, weight and bias fit each other.
-        return unsafe { gemv::gemv(cuda, &params, kernels) };
+        // SAFETY: `Linear::new` checked that views, weight and bias fit each other; what is settled is a buffer's to know.
+        return unsafe { gemv::gemv(cuda, &params, kernels, settled) };
     }
     // SAFETY: as above.
     if dtype == A::DTYPE && unsafe { by_blas(cuda, &params)? } {

@@ -79,7 +79,7 @@ fn at<A: Act, T: Element>(x: &Rows<'_, Cuda<A>, T>) -> u64 {
 /// Address of the first element of a view that is written.
 fn at_mut<A: Act, T: Element>(x: &mut RowsMut<'_, Cuda<A>, T>) -> u64 {
     let offset = x.offset();
-    x.buffer().at(offset)
+    x.buffer().at_mut(offset)
 }
 
 /// A view as address and stride.

@@ -1,0 +1,67 @@
+//! Launches overlap on the device, which is right only if every kernel begins with waiting for the one before
+//! (`wait_for_launch_before` in `cu/kivi.cuh`).
+
+use std::fs;
+use std::path::Path;
+
+const WAIT: &str = "wait_for_launch_before();";
+
+/// Names and texts of the sources.
+fn sources() -> Vec<(String, String)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("cu");
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let read = |file: fs::DirEntry| {
+        (file.file_name().to_string_lossy().into_owned(), fs::read_to_string(file.path()).unwrap())
+    };
+    files.map(read).collect()
+}
+
+/// The kernels of a source: what is behind `__global__` up to the body, and what the body begins with.
+fn kernels(text: &str) -> Vec<(&str, &str)> {
+    text.split("__global__").skip(1).map(|kernel| kernel.split_once('{').unwrap()).collect()
+}
+
+/// Whether a function waits in all its threads: as a statement of its own body, with no way out before.
+fn waits(body: &str) -> bool {
+    let body = body.split("\n}").next().unwrap_or_default();
+    body.split_once(&format!("\n    {WAIT}\n")).is_some_and(|(before, _)| !before.contains("return"))
+}
+
+#[test]
+fn every_kernel_waits_for_the_launch_before_it_first_of_all() {
+    let mut found = 0;
+    for (file, text) in sources() {
+        for (head, body) in kernels(&text) {
+            let body = body.trim_start();
+            // A product asks for weights before it waits.
+            let first = if file == "gemv.cu" { "gemv<" } else { WAIT };
+            assert!(body.starts_with(first), "{file}:{head}begins with {:?}", body.lines().next());
+            found += 1;
+        }
+    }
+    assert!(found > 30, "{found} kernels");
+}
+
+#[test]
+fn a_product_waits_before_it_reads_what_a_launch_writes() {
+    let sources = sources();
+    let (_, text) = sources.iter().find(|(file, _)| file == "gemv.cu").unwrap();
+    let (_, body) = text.split_once("__device__ void gemv(const GemvParams& p) {").unwrap();
+    assert!(waits(body), "{body}");
+    let (before, _) = body.split_once(WAIT).unwrap();
+    let early = "if (p.settled && part.deep()) {\n        part.ask();\n    }";
+    assert!(before.contains(early) && before.matches("part.").count() == 2, "{before}");
+}
+
+#[test]
+fn what_does_not_wait_is_found() {
+    let kernel =
+        |body: &str| format!("extern \"C\" __global__ void __launch_bounds__(8) f(P p) {{ {body} }}");
+    let begins = |text: &str| kernels(text)[0].1.trim_start().starts_with(WAIT);
+    assert!(begins(&kernel("wait_for_launch_before(); p.x[0] = 1;")));
+    assert!(!begins(&kernel("if (p.x) { return; } wait_for_launch_before();")));
+    assert!(waits("\n    f();\n    wait_for_launch_before();\n    g();\n}\n"));
+    assert!(!waits("\n    if (x) {\n        wait_for_launch_before();\n    }\n}\n"));
+    assert!(!waits("\n    if (x) {\n        return;\n    }\n    wait_for_launch_before();\n}\n"));
+    assert!(!waits("\n    f();\n}\nvoid g() {\n    wait_for_launch_before();\n}\n"));
+}
