@@ -81,10 +81,15 @@ fn table(result: &Value) -> Result<String> {
     Ok(format!("{}\n\n{rows}", provenance(result)?))
 }
 
-/// The command line, and where and when it ran.
+/// The command line, but for where it wrote, and where and when it ran.
 fn provenance(result: &Value) -> Result<String> {
     let words = result["command_line"].as_array().context("has no command_line")?;
     let words: Vec<&str> = words.iter().skip(1).filter_map(Value::as_str).collect();
+    let output = |i: usize| {
+        ["--json", "-q"].contains(&words[i])
+            || i > 0 && words[i - 1] == "--json" && !words[i].starts_with('-')
+    };
+    let words: Vec<&str> = (0..words.len()).filter(|&i| !output(i)).map(|i| words[i]).collect();
     let text = |key: &str| result[key].as_str().with_context(|| format!("has no {key}"));
     let (device, date) = (text("device")?, text("date")?);
     let mut place = match result["driver"].as_str() {
@@ -111,7 +116,7 @@ mod tests {
     fn a_table_is_made_between_its_marks() {
         let dir = std::env::temp_dir().join(format!("kivi-report-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        let result = json!({"command": "eval", "task": "passkey", "command_line": ["x", "eval", "passkey"], "device": "cpu",
+        let result = json!({"command": "eval", "task": "passkey", "command_line": ["x", "eval", "--json", "to", "passkey", "-q"], "device": "cpu",
             "cpu": "processor", "threads": 2, "date": "2026-01-02T03:04:05Z", "commit": "0123456789abcdef", "cache": "K2 V2",
             "lengths": [{"length": 500, "correct": 3, "prompts": 4}]});
         fs::write(dir.join("a-1.json"), result.to_string()).unwrap();
