@@ -47,7 +47,7 @@ pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Resul
     let RawAppend { k_new, v_new, cache, step } = op;
     let new = [*k_new, *v_new];
     let params = Cache::new(cache, step, new);
-    let Some((shape, _)) = decode::shape(cuda, &cache.layout, new, false) else {
+    let Some((shape, _)) = decode::shape(cuda, &cache.layout, &new, false) else {
         // SAFETY: as the caller says.
         return unsafe { cache::append(cuda, params, (cache, step)) };
     };

@@ -108,7 +108,7 @@ pub(crate) unsafe fn attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawAttend) -> Resul
         scale: op.scale,
         rows: step.n_tokens as u32,
     };
-    if let Some(shape) = decode::shape(cuda, &cache.layout, [*k_new, *v_new], op.alibi != 0) {
+    if let Some(shape) = decode::shape(cuda, &cache.layout, &[*q, *k_new, *v_new], op.alibi != 0) {
         return fast(cuda, shape, params, (step.max_new, op.scratch));
     }
     // SAFETY: as the caller says; a block a row and KV head.

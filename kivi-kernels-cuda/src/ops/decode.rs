@@ -57,14 +57,14 @@ impl Scratch {
     }
 }
 
-/// The shape of `layout`, if the kernel takes it and these new rows: it reads 16 bytes of them at a time.
+/// The shape of `layout`, if the kernel takes it and these queries and new rows: it reads 16 bytes of them at a time.
 pub(super) fn shape<A: Act>(
     cuda: &Cuda<A>,
     layout: &PageLayout,
-    new: [RawRows; 2],
+    rows: &[RawRows],
     alibi: bool,
 ) -> Option<(Shape, Plan)> {
-    let aligned = new.iter().all(|rows| rows.ptr % 16 == 0 && rows.stride % 8 == 0);
+    let aligned = rows.iter().all(|rows| rows.ptr % 16 == 0 && rows.stride % 8 == 0);
     let shape = Shape::new(layout, A::DTYPE, alibi).filter(|_| aligned)?;
     Some((shape, cuda.jit.plan(shape)?))
 }
