@@ -23,7 +23,8 @@ impl<B: Backend> Inputs<B> {
         let parts = [queries(case, act), new_rows(case, Side::Key, act), new_rows(case, Side::Value, act)];
         let cols = [case.q_cols(), case.kv_cols(), case.kv_cols()];
         if !case.fused {
-            let grids = [0, 1, 2].map(|i| (i, Grid::dense(n, cols[i])));
+            let pads = [case.q_pad, 0, 0];
+            let grids = [0, 1, 2].map(|i| (i, Grid::padded(n, cols[i], pads[i])));
             let buffers = grids.iter().map(|(i, grid)| grid.upload(backend, &parts[*i]));
             return Ok(Self { buffers: buffers.collect::<Result<_, _>>()?, grids });
         }

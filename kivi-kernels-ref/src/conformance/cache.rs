@@ -93,6 +93,7 @@ fn base(k_bits: Bits, v_bits: Bits, group: usize, residual: usize, head_dim: usi
         window: None,
         alibi: false,
         fused: true,
+        q_pad: 0,
         data: Data::Normal,
         picks: None,
         seed: 1,
@@ -193,6 +194,13 @@ fn steps() -> Vec<CacheCase> {
             seqs[1].active = false;
             cases.push(with(seqs));
         }
+        cases.push(CacheCase { q_pad: 1, ..with(seqs([(130, 1), (70, 40)])) });
+    }
+    // More than there are warps, on a device that is small enough.
+    for gqa in [1, 4] {
+        let case = base(Bits::B2, Bits::B2, 32, 32, 64);
+        let seqs = (0..40).map(|i| SeqCase::new(60 + i, 1)).collect();
+        cases.push(CacheCase { seqs, gqa, ..case });
     }
     // Long enough to be cut into parts.
     for (k_bits, v_bits) in [(Bits::B2, Bits::B2), (Bits::B16, Bits::B16)] {

@@ -158,6 +158,8 @@ pub struct CacheCase {
     pub alibi: bool,
     /// Whether queries, keys and values are columns of one buffer.
     pub fused: bool,
+    /// Foreign columns before each row of queries, where these have a buffer of their own; with one they are not aligned.
+    pub q_pad: usize,
     /// What keys and values are like.
     pub data: Data,
     /// If given, each query is so many times the key of a token at an end of one of attention's ranges, so that the
