@@ -22,8 +22,8 @@ struct Costs {
     u32 largest, all;
 };
 
-// What is spent besides tiles, in tiles of a warp: once a row and unit, more with several warps, more with several blocks;
-// and with pieces of a line, of which most blocks have two.
+// What is spent besides tiles, in tiles of a warp, by estimate: once a row and unit, more with several warps, more with
+// several blocks; and with pieces of a line, of which most blocks have two.
 constexpr float UNIT_COST = 1.0f, TEAM_COST = 2.0f, PARTS_COST = 2.0f, LINE_COST = 8.0f;
 
 // a / b; most lines are short, and 64-bit division takes some hundred instructions.

@@ -164,9 +164,11 @@ impl<A: Act> Cuda<A> {
         let jit = Jit::new(&properties.arch, properties.limits, &[A::DEFINE])?;
         let scratch = Scratch::new(scratch, properties.multiprocessors)?;
         let sync = is("KIVI_SYNC", "1");
-        // The default stream has no number, or 1.
-        let graphs = !sync && !is("KIVI_GRAPHS", "0") && stream.cu_stream() as usize > 1;
-        let overlap = !sync && launch::overlap(properties.major, &stream);
+        // The default stream, which has no number, or 1, is in order with other streams: it is neither recorded nor overlapped.
+        let plain = sync || stream.cu_stream() as usize <= 1;
+        let graphs = !plain && !is("KIVI_GRAPHS", "0");
+        let overlap =
+            !plain && !is("KIVI_PDL", "0") && launch::can_overlap(properties.major, probe::driver_version());
         let multiprocessors = properties.multiprocessors;
         let (blas, gemv_rows) = (OnceLock::new(), gemv_rows());
         let (staging, parcel, landings, act) =
@@ -210,7 +212,7 @@ fn gemv_rows() -> u64 {
 }
 
 /// Whether a variable of the environment has this value.
-pub(crate) fn is(name: &str, value: &str) -> bool {
+fn is(name: &str, value: &str) -> bool {
     std::env::var_os(name).is_some_and(|found| found == value)
 }
 

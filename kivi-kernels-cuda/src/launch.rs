@@ -15,9 +15,9 @@ use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUlaunchAttributeID_enum as Attribute};
 use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg};
 
-use crate::device::{Cuda, is};
+use crate::device::Cuda;
 use crate::jit::{Source, Variant};
-use crate::{Act, CudaError, probe};
+use crate::{Act, CudaError};
 
 /// Threads of a block of every kernel that does not say otherwise, eight warps; the sources are told when they are compiled.
 pub(crate) const BLOCK: usize = 256;
@@ -27,13 +27,8 @@ pub(crate) fn blocks_for(elements: usize) -> usize {
     elements.div_ceil(BLOCK).min(1 << 16)
 }
 
-/// Whether launches overlap in a stream of a device of compute capability `major`, unless `KIVI_PDL=0` is in the environment.
-pub(crate) fn overlap(major: usize, stream: &CudaStream) -> bool {
-    // The default stream, which has no number, or 1, is in order with other streams, too: it is left alone.
-    can_overlap(major, probe::driver_version()) && !is("KIVI_PDL", "0") && stream.cu_stream() as usize > 1
-}
-
-fn can_overlap(major: usize, driver: Option<(i32, i32)>) -> bool {
+/// Whether a device of compute capability `major` overlaps launches with a driver of such a CUDA version.
+pub(crate) fn can_overlap(major: usize, driver: Option<(i32, i32)>) -> bool {
     major >= 9 && driver.is_some_and(|version| version >= (12, 3))
 }
 
