@@ -50,6 +50,7 @@ struct Copies {
     u32 warp, step;        // the warp's first tile of a span, and the tokens to its next
     u32 span, spans;       // of the team's spans the next tile's, and where they end
     u32 token, end;        // the next tile, and where its span ends
+    u32 head, pages;       // its KV head; where its sequence's pages begin in the table
     u32 page;              // its page's number, which is asked for early
 
     __device__ explicit Copies(const Team& team)
@@ -61,46 +62,49 @@ struct Copies {
 
     // Starts with the first of new spans. Pages are asked for before the first is waited for.
     __device__ void restart(const Cache& c, const Shared& s, const Team& team) {
-        u32 of_tile[STAGES], tokens[STAGES], pages[STAGES];
+        u32 heads[STAGES], tokens[STAGES], of_tile[STAGES];  // pages
         bool some[STAGES];
         spans = team.first * SPANS + s.n_spans[team.first];
-        enter(s, team.first * SPANS);
+        enter(c, s, team.first * SPANS);
 #pragma unroll
         for (u32 i = 0; i < STAGES; ++i) {
-            find(s);
-            of_tile[i] = span, tokens[i] = token, pages[i] = page, some[i] = token < end;
+            find(c, s);
+            heads[i] = head, tokens[i] = token, of_tile[i] = page, some[i] = token < end;
             token += some[i] ? step : 0;
         }
-        find(s);
+        find(c, s);
 #pragma unroll
         for (u32 i = 0; i < STAGES; ++i) {
             if (some[i]) {
-                copy(c, s, of_tile[i], tokens[i], pages[i]);
+                copy(c, of_tile[i], heads[i], tokens[i]);
             }
             commit_async();  // without a tile too: waiting counts groups
             next();
         }
     }
 
-    __device__ __forceinline__ void enter(const Shared& s, u32 next) {
+    __device__ __forceinline__ void enter(const Cache& c, const Shared& s, u32 next) {
+        const Span& of = s.spans[next];
         span = next;
-        token = token_of(s.spans[span], s.spans[span].tile + warp);
-        end = token_of(s.spans[span], s.spans[span].tile_end);
+        token = token_of(of, of.tile + warp);
+        end = token_of(of, of.tile_end);
+        head = of.head;
+        pages = of.extent.seq * c.max_pages;
     }
 
-    __device__ __forceinline__ void find(const Shared& s) {
+    __device__ __forceinline__ void find(const Cache& c, const Shared& s) {
         while (token >= end && span + 1 < spans) {
-            enter(s, span + 1);
+            enter(c, s, span + 1);
         }
         if (token < end) {
-            page = s.spans[span].table[token / PAGE_TOKENS];
+            page = c.page_table[pages + token / PAGE_TOKENS];
         }
     }
 
     // Begins to copy a tile to the oldest stage.
-    __device__ __forceinline__ void copy(const Cache& c, const Shared& s, u32 span, u32 token, u32 page) {
-        u64 record = (u64)page * (c.n_kv_heads * PAGE_WORDS * 4);
-        copy_tile(oldest, s.spans[span].pages + record + lane * 16, token % PAGE_TOKENS, lane);
+    __device__ __forceinline__ void copy(const Cache& c, u32 page, u32 head, u32 token) {
+        u64 record = page * c.n_kv_heads + head;
+        copy_tile(oldest, (const char*)c.pool + record * (PAGE_WORDS * 4) + lane * 16, token % PAGE_TOKENS, lane);
     }
 
     __device__ __forceinline__ void next() {
@@ -118,9 +122,9 @@ struct Copies {
     __device__ __forceinline__ void release(const Cache& c, const Shared& s) {
         __syncwarp();
         if (token < end) {
-            copy(c, s, span, token, page);
+            copy(c, page, head, token);
             token += step;
-            find(s);
+            find(c, s);
         }
         commit_async();
         next();

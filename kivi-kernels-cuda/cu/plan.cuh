@@ -35,16 +35,16 @@ __device__ u32 Share::block_at(u64 x) const { return (u32)divide((x + 1) * block
 // Chooses what should be done first. All blocks choose the same.
 __device__ Share choose(const DecodeParams& p, const Costs& costs) {
     u32 units = p.attend.cache.n_kv_heads * p.query_blocks;
-    Share share = {costs.sum * units, p.attend.rows * units, units, 0, WARPS, 0};
-    share.blocks = (u32)min((u64)gridDim.x, (share.length + WARPS - 1) / WARPS);
+    Share share = {costs.sum * units, p.attend.rows * units, units, 0, DECODE_WARPS, 0};
+    share.blocks = (u32)min((u64)gridDim.x, (share.length + DECODE_WARPS - 1) / DECODE_WARPS);
     if (!costs.all) {
         return share;
     }
     float largest = (float)costs.largest, grid = 1.0f / (float)gridDim.x, items = (float)share.items * grid;
-    float tiles = (float)share.length * grid / WARPS, best = tiles + items * (UNIT_COST + TEAM_COST) + LINE_COST;
+    float tiles = (float)share.length * grid / DECODE_WARPS, best = tiles + items * (UNIT_COST + TEAM_COST) + LINE_COST;
     if (share.items <= gridDim.x) {
         u32 parts = gridDim.x / share.items;
-        float time = largest / (float)(parts * WARPS) + UNIT_COST + TEAM_COST + (parts > 1 ? PARTS_COST : 0.0f);
+        float time = largest / (float)(parts * DECODE_WARPS) + UNIT_COST + TEAM_COST + (parts > 1 ? PARTS_COST : 0.0f);
         if (time <= best) {
             best = time;
             share.parts = parts;
@@ -53,8 +53,9 @@ __device__ Share choose(const DecodeParams& p, const Costs& costs) {
     // A region has room for 4 queries.
     u32 least = p.attend.n_heads / p.attend.cache.n_kv_heads > 4 ? 2 : 1;
 #pragma unroll
-    for (u32 team = 1; team <= WARPS; team *= 2) {
-        float turns = ceilf(items * team / WARPS - 0.001f), longest = largest / team;
+    for (u32 team = 1; team <= DECODE_WARPS; ++team) {
+        if (DECODE_WARPS % team) continue;
+        float turns = ceilf(items * team / DECODE_WARPS - 0.001f), longest = largest / team;
         float time = fminf(turns * longest, tiles + longest) + turns * (UNIT_COST + (team > 1 ? TEAM_COST : 0.0f));
         if (time < best && team >= least) {
             best = time;
@@ -77,7 +78,7 @@ __device__ u64 block_scan(Shared& s, u64 x, u64* total) {
     }
     __syncthreads();
     u64 before = 0, all = 0;
-    for (u32 w = 0; w < WARPS; ++w) {
+    for (u32 w = 0; w < DECODE_WARPS; ++w) {
         before += w < warp ? s.scan[w] : 0;
         all += s.scan[w];
     }
@@ -93,7 +94,7 @@ __device__ u64 block_largest(Shared& s, u64 x) {
         s.scan[threadIdx.x / WARP] = x;
     }
     __syncthreads();
-    for (u32 w = 0; w < WARPS; ++w) {
+    for (u32 w = 0; w < DECODE_WARPS; ++w) {
         x = max(x, s.scan[w]);
     }
     __syncthreads();
@@ -120,7 +121,7 @@ __device__ void start_in(Shared& s, u64 x, u32 row, const Extent& extent, u64 en
 __device__ Share measure(const DecodeParams& p, Shared& s) {
     u32 rows = p.attend.rows;
     Costs costs = {0, 0, 1};
-    for (u32 base = 0; base < rows; base += BLOCK) {
+    for (u32 base = 0; base < rows; base += DECODE_BLOCK) {
         u32 cost = base + threadIdx.x < rows ? extent_of(p, base + threadIdx.x).cost() : 1;
         costs.largest = max(costs.largest, cost);
         costs.all &= cost > 0;
@@ -131,7 +132,7 @@ __device__ Share measure(const DecodeParams& p, Shared& s) {
     costs.all = !__syncthreads_or(!costs.all);
     Share share = choose(p, costs);
     u64 x = start_of_block(share), before = 0;
-    for (u32 base = 0; share.parts == 0 && before <= x && base < rows; base += BLOCK) {
+    for (u32 base = 0; share.parts == 0 && before <= x && base < rows; base += DECODE_BLOCK) {
         u64 total, row = base + threadIdx.x, cost = 0;
         Extent extent = {};
         if (row < rows) {
@@ -176,7 +177,7 @@ __device__ void plan_items(const DecodeParams& p, Shared& s, const Share& share,
         row = item / share.units;
         extent = extent_of(p, row);
         cost = extent.cost();
-        piece = share.parts > 1 ? max((cost + share.parts - 1) / share.parts, WARPS) : cost;
+        piece = share.parts > 1 ? max((cost + share.parts - 1) / share.parts, DECODE_WARPS) : cost;
         from = part * piece;
         to = min(from + piece, cost);
     }
@@ -224,7 +225,7 @@ __device__ Span next_span(const DecodeParams& p, Shared& s, const Share& share, 
 __device__ void plan_line(const DecodeParams& p, Shared& s, const Share& share) {
     u64 end = share.start(blockIdx.x + 1);
     u32 n = 0;
-    while (n < WARPS * SPANS && s.line < end) {
+    while (n < DECODE_WARPS * SPANS && s.line < end) {
         s.spans[n] = next_span(p, s, share, end);
         n += 1;
     }
@@ -241,7 +242,7 @@ __device__ void plan(const DecodeParams& p, Shared& s, const Share& share, const
                 plan_line(p, s, share);
             }
         } else {
-            u32 step = gridDim.x * (WARPS / team.warps), n = team.warps * SPANS;
+            u32 step = gridDim.x * (DECODE_WARPS / team.warps), n = team.warps * SPANS;
             u32 first = share.parts > 1 ? blockIdx.x / share.parts : blockIdx.x + gridDim.x * (team.first / team.warps);
             plan_items(p, s, share, team, first + round * n * step, step);
         }

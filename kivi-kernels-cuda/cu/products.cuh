@@ -31,18 +31,25 @@ __device__ void fold_scales(u32 stage, u32 lane) {
     __syncwarp();
 }
 
-// What logits of a tile are to be multiplied by: not 1 if it had key scales of 512 or more, which are then folded. s
-// learns it if it has such value scales.
-__device__ __forceinline__ float narrow(u32 stage, u32 lane, State& s) {
-    u32 k = K_CODES ? largest_params<HEAD_DIM * 4, K_PARAMS_PAD>(stage + K_PARAMS_AT, lane) : 0;
-    u32 v = V_CODES ? largest_params<V_PARAM_BYTES, 0>(stage + V_PARAMS_AT, lane) : 0;
-    if (!__any_sync(ALL_LANES, from_512(max_f16(k, v)))) {
-        return 1.0f;
-    }
-    if (__any_sync(ALL_LANES, from_512(v))) {
+// The largest scales and zeros of a lane's part of a tile.
+struct Largest {
+    u32 k, v;
+
+    __device__ __forceinline__ Largest(u32 stage, u32 lane)
+        : k(K_CODES ? largest_params<HEAD_DIM * 4, K_PARAMS_PAD>(stage + K_PARAMS_AT, lane) : 0),
+          v(V_CODES ? largest_params<V_PARAM_BYTES, 0>(stage + V_PARAMS_AT, lane) : 0) {}
+
+    // Whether a lane has some of 512 or more.
+    __device__ __forceinline__ bool wide() const { return __any_sync(ALL_LANES, from_512(max_f16(k, v))); }
+};
+
+// What logits of a tile with wide scales are to be multiplied by: not 1 if they are of keys, and are then folded. s learns
+// it if they are of values.
+__device__ float narrow(u32 stage, u32 lane, const Largest& largest, State& s) {
+    if (__any_sync(ALL_LANES, from_512(largest.v))) {
         s.widen();
     }
-    if (!__any_sync(ALL_LANES, from_512(k))) {
+    if (!__any_sync(ALL_LANES, from_512(largest.k))) {
         return 1.0f;
     }
     fold_scales(stage, lane);

@@ -12,6 +12,7 @@ struct DecodeParams {
 };
 KIVI_CHECK_SIZE(DecodeParams);
 
+constexpr u32 DECODE_WARPS = KIVI_DECODE_WARPS, DECODE_BLOCK = DECODE_WARPS * WARP;
 constexpr u32 QUERIES = 8;
 constexpr u32 ROUND = 4;  // queries of which the warps' sums are added at a time
 constexpr u32 TILE = K_CODES && V_CODES && HEAD_DIM * (K_BITS + V_BITS) <= 2048 ? 32 : 16;
@@ -83,28 +84,34 @@ struct Team {
     u32 first;  // of them in the block
     u32 warp;   // this one among them
 
-    __device__ explicit Team(u32 n) : warps(n), first(threadIdx.x / WARP & ~(n - 1)), warp(threadIdx.x / WARP & (n - 1)) {}
+    __device__ explicit Team(u32 n) : warps(n), first(threadIdx.x / WARP / n * n), warp(threadIdx.x / WARP % n) {}
     __device__ u32 thread() const { return warp * WARP + threadIdx.x % WARP; }
     __device__ u32 threads() const { return warps * WARP; }
-    __device__ void sync() const { sync_threads(1 + first, threads()); }
+    __device__ void sync() const {
+        if (warps == 1) {
+            __syncwarp();
+        } else {
+            sync_threads(1 + first, threads());
+        }
+    }
 };
 
 // What a team has in common is at its first warp.
 struct Shared {
-    float4 regions[WARPS][REGION / 16];
-    float power[WARPS][QUERIES];    // of 2 in each query
-    float largest[WARPS][QUERIES];  // references and totals of each warp
-    float total[WARPS][QUERIES];
-    float2 totals[WARPS][QUERIES];  // and of all
-    Span spans[WARPS * SPANS];
-    u32 n_spans[WARPS], more[WARPS];
-    u64 scan[WARPS];
+    float4 regions[DECODE_WARPS][REGION / 16];
+    float power[DECODE_WARPS][QUERIES];    // of 2 in each query
+    float largest[DECODE_WARPS][QUERIES];  // references and totals of each warp
+    float total[DECODE_WARPS][QUERIES];
+    float2 totals[DECODE_WARPS][QUERIES];  // and of all
+    Span spans[DECODE_WARPS * SPANS];
+    u32 n_spans[DECODE_WARPS], more[DECODE_WARPS];
+    u64 scan[DECODE_WARPS];
     u64 line, row_start;  // where the spans stop; where their last row starts
     Extent extent;  // of row extent_row
     u32 row, extent_row, last;
 };
 constexpr u32 STAGES_AT = (sizeof(Shared) + 127) / 128 * 128;
-static_assert(STAGES_AT + WARPS * STAGES * STAGE_BYTES <= KIVI_SHARED, "more shared memory than the launch has");
+static_assert(STAGES_AT + DECODE_WARPS * STAGES * STAGE_BYTES <= KIVI_SHARED, "more shared memory than the launch has");
 
 __device__ Extent extent_of(const DecodeParams& d, u32 row) {
     const AttendParams& p = d.attend;

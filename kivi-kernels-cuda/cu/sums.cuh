@@ -36,19 +36,28 @@ __device__ void share_totals(Shared& sh, const Team& team, State& s) {
     float by[2];
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
+        constexpr u32 EACH = (DECODE_WARPS + 7) / 8;  // warps to the lanes of a query
         u32 query = 2 * t + h;
-        float all[WARPS], largest = -INFINITY, total = 0.0f;
+        float all[EACH], largest = -INFINITY, total = 0.0f;
 #pragma unroll
-        for (u32 w = 0; w < WARPS; ++w) {
-            all[w] = w < team.warps ? sh.largest[team.first + w][query] : -INFINITY;
-            largest = fmaxf(largest, all[w]);
+        for (u32 i = 0; i < EACH; ++i) {
+            u32 w = g + 8 * i;
+            all[i] = w < team.warps ? sh.largest[team.first + w][query] : -INFINITY;
+            largest = fmaxf(largest, all[i]);
+        }
+        for (u32 step = 4; step < WARP; step *= 2) {
+            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
+        }
+#pragma unroll
+        for (u32 i = 0; i < EACH; ++i) {
+            u32 w = g + 8 * i;
+            total += w < team.warps ? sh.total[team.first + w][query] * weight(all[i], largest) : 0.0f;
+        }
+        for (u32 step = 4; step < WARP; step *= 2) {
+            total += __shfl_xor_sync(ALL_LANES, total, step);
         }
         by[h] = s.fresh() ? 0.0f : weight(s.reference[h], largest);
         if (team.warp == 0 && g == 0) {
-#pragma unroll
-            for (u32 w = 0; w < WARPS; ++w) {
-                total += w < team.warps ? sh.total[team.first + w][query] * weight(all[w], largest) : 0.0f;
-            }
             sh.totals[team.first][query] = make_float2(largest, total);
         }
     }
@@ -85,11 +94,9 @@ __device__ void add_warps(Shared& sh, const Team& team, State& s, u32 n, Emit em
 #pragma unroll 1
         for (u32 i = team.thread(); i < min(n - first, ROUND) * QUADS; i += team.threads()) {
             float4 sum = sh.regions[team.first][i];
-#pragma unroll
-            for (u32 w = 1; w < WARPS; ++w) {
-                if (w < team.warps) {
-                    add(sum, 1.0f, sh.regions[team.first + w][i]);
-                }
+#pragma unroll 4
+            for (u32 w = 1; w < team.warps; ++w) {
+                add(sum, 1.0f, sh.regions[team.first + w][i]);
             }
             u32 query = first + i / QUADS;
             emit(query, i % QUADS * 4, sum, sh.totals[team.first][query]);
@@ -167,13 +174,13 @@ __device__ void share_totals_of_parts(const DecodeParams& p, Shared& sh, const S
 
 // Adds up what the blocks left of a span, several threads to each 4 channels of a query, in a fixed order.
 __device__ void add_partials(const DecodeParams& p, Shared& sh, const Span& span, u32 n, Act* out) {
-    static_assert(sizeof(sh.regions) >= BLOCK * sizeof(float4), "room for a sum of each thread");
+    static_assert(sizeof(sh.regions) >= DECODE_BLOCK * sizeof(float4), "room for a sum of each thread");
     float4* sums = sh.regions[0];
-    u32 items = n * QUADS, threads = items < BLOCK ? BLOCK / items : 1;
-    u32 first = items < BLOCK ? threadIdx.x / items : 0;
+    u32 items = n * QUADS, threads = items < DECODE_BLOCK ? DECODE_BLOCK / items : 1;
+    u32 first = items < DECODE_BLOCK ? threadIdx.x / items : 0;
 #pragma unroll 1
-    for (u32 base = 0; base < items; base += BLOCK) {
-        u32 item = items < BLOCK ? threadIdx.x % items : base + threadIdx.x, query = min(item / QUADS, n - 1), part = first;
+    for (u32 base = 0; base < items; base += DECODE_BLOCK) {
+        u32 item = items < DECODE_BLOCK ? threadIdx.x % items : base + threadIdx.x, query = min(item / QUADS, n - 1), part = first;
         float2 totals = make_float2(0.0f, 0.0f);
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 1

@@ -134,17 +134,22 @@ __device__ __forceinline__ void use_tile(const Cache& c, const Span& span, u32 s
     Words words;
     float y[M_TILES][4];
     u32 p[M_TILES][2];
-    float by = narrow(stage, q.lane, s);
-    if (!K_CODES) {
-        row_logits(stage, q, s, y);
-    } else if (!WHOLE && token >= e.k_packed) {
+    Largest largest(stage, q.lane);
+    float by = 1.0f;
+    // Once more if scales turn out to be wide, which is seen behind the products so that they need not wait for it.
+#pragma unroll 1
+    do {
+        if (!K_CODES) {
+            row_logits(stage, q, s, y);
+        } else if (!WHOLE && token >= e.k_packed) {
 #pragma unroll
-        for (u32 m = 0; m < M_TILES; ++m) {
-            loose_logits(c, span, q, s, token + 16 * m, e.start, e.end, y[m]);
+            for (u32 m = 0; m < M_TILES; ++m) {
+                loose_logits(c, span, q, s, token + 16 * m, e.start, e.end, y[m]);
+            }
+        } else {
+            code_logits(stage, by, q, s, words, y);
         }
-    } else {
-        code_logits(stage, by, q, s, words, y);
-    }
+    } while (by == 1.0f && largest.wide() && (by = narrow(stage, q.lane, largest, s)) != 1.0f);
     if (KIVI_ALIBI || !WHOLE) {
         mask(y, q, token, e.start, e.end, e.at);
     }

@@ -3,7 +3,6 @@
 use kivi_kernels::DType;
 use kivi_quant::{KvDtype, PageLayout, Side};
 
-use crate::launch::BLOCK;
 
 /// The layout of a cache, as kernels that are compiled for one layout know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +27,8 @@ pub(crate) struct Limits {
 /// How a kernel of a [`Shape`] is launched on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
+    /// Warps of a block of decode's kernel.
+    pub warps: usize,
     /// Tiles that a warp of decode's kernel has in flight or in use.
     pub stages: usize,
     /// Bytes of dynamic shared memory.
@@ -91,15 +92,19 @@ impl Shape {
 
     /// How to launch; none if a block cannot hold a single tile a warp.
     pub fn plan(&self, limits: Limits) -> Option<Plan> {
-        let (warps, stage) = (BLOCK / 32, self.stage_bytes());
         // A block's own structures (`Shared` in span.cuh): each warp's region, for queries and sums, and spans.
         let region = (self.head_dim.max(64) * 16).max(self.head_dim.div_ceil(32) * 512);
-        let fixed = warps * region + 7168;
-        let shared = limits.per_block & !127;
-        // More stages start with more waiting for memory than they save later.
-        let stages = (shared.saturating_sub(fixed) / (warps * stage)).min(3);
-        let shared = (fixed + warps * stages * stage).next_multiple_of(128);
-        Some(Plan { stages, shared, prefill: self.prefill(limits)? }).filter(|_| stages > 0)
+        let of_warp = region + 896;
+        let prefill = self.prefill(limits)?;
+        let plan = |(warps, least): (usize, usize)| {
+            let room = (limits.per_block & !127).saturating_sub(warps * of_warp);
+            // More stages start with more waiting for memory than they save later.
+            let stages = (room / (warps * self.stage_bytes())).min(3);
+            let shared = (warps * (of_warp + stages * self.stage_bytes())).next_multiple_of(128);
+            (stages >= least).then_some(Plan { warps, stages, shared, prefill })
+        };
+        // With 12 warps a thread may have 168 registers; what 16 leave it is too few.
+        [(12, 2), (8, 2), (4, 1)].into_iter().find_map(plan)
     }
 
     /// The largest tiles that fit, as `Shared` in prefill.cu has them.
@@ -146,6 +151,7 @@ impl Shape {
             ("GROUP_SIZE", self.group_size),
             ("PAGE_TOKENS", self.page_tokens),
             ("ALIBI", usize::from(self.alibi)),
+            ("DECODE_WARPS", plan.warps),
             ("STAGES", plan.stages),
             ("SHARED", plan.shared),
             ("PREFILL_BLOCKS", plan.prefill.blocks),

@@ -89,5 +89,5 @@ pub(super) fn decode<A: Act>(
     let variant = Variant { kernel: "decode", shape: Some(shape), shared: plan.shared };
     let blocks = if attend.rows() > 0 { *multiprocessors } else { 0 };
     // SAFETY: as the caller of `attend_raw` says; scratch has two partial results and a counter for each block.
-    unsafe { cuda.launch_variant(&SOURCE, variant, [blocks, 1, 1], params) }
+    unsafe { cuda.launch_blocks(&SOURCE, variant, ([blocks, 1, 1], 32 * plan.warps), params) }
 }
