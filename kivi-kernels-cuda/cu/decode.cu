@@ -76,7 +76,7 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Team& team, u3
 extern "C" __global__ void __launch_bounds__(DECODE_BLOCK, 1) decode(const __grid_constant__ DecodeParams p) {
     wait_for_launch_before();
     Shared& sh = *(Shared*)dynamic_shared();
-    Share share = p.attend.rows <= WARP ? measure_few(p, sh) : measure(p, sh);
+    Share share = p.plan[blockIdx.x].share;
     if (share.parts == 0 && blockIdx.x >= share.blocks) {
         return;
     }

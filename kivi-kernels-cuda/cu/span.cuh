@@ -3,12 +3,17 @@
 #include "codes.cuh"
 #include "row.cuh"
 
+struct BlockPlan;
+
 struct DecodeParams {
     AttendParams attend;
-    float* partials;      // [grid][2][QUERIES][head_dim + 2]
-    u32* arrived;         // [grid], zero before and after
-    u32 query_blocks;     // of a KV head
-    u32 few;              // sequences with more new rows than these are not this kernel's
+    BlockPlan* plan;   // [blocks]: by plan.cu
+    float* partials;   // [blocks][2][QUERIES][head_dim + 2]
+    u32* arrived;      // [blocks], zero before and after
+    u32 blocks;
+    u32 query_blocks;  // of a KV head
+    u32 few;           // sequences with more new rows than these are not this kernel's
+    u32 unused;
 };
 KIVI_CHECK_SIZE(DecodeParams);
 
@@ -105,7 +110,6 @@ struct Shared {
     float2 totals[DECODE_WARPS][QUERIES];  // and of all
     Span spans[DECODE_WARPS * SPANS];
     u32 n_spans[DECODE_WARPS], more[DECODE_WARPS];
-    u64 scan[DECODE_WARPS];
     u64 line, row_start;  // where the spans stop; where their last row starts
     Extent extent;  // of row extent_row
     u32 row, extent_row, last;

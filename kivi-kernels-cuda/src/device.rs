@@ -300,6 +300,10 @@ impl<A: Act> Backend for Cuda<A> {
         memory.map(|(free, total)| Some(Memory { free, total }))
     }
 
+    fn attend_plan_words(&self) -> usize {
+        ops::plan_words(self.scratch.multiprocessors())
+    }
+
     fn patch(&self, patches: Vec<Patch<'_, Self>>) -> Result<(), CudaError> {
         ops::patch(self, patches)
     }
@@ -334,6 +338,7 @@ impl<A: Act> Backend for Cuda<A> {
         rope Rope;
         activate Activate;
         add Add;
+        plan_attend PlanAttend;
         attend Attend;
         append Append;
         clear_pages ClearPages;

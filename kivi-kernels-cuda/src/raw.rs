@@ -96,9 +96,27 @@ pub struct RawAttend {
     pub window: Option<usize>,
     /// `[n_heads]` slopes in f32, or 0: no ALiBi.
     pub alibi: CUdeviceptr,
+    /// What [`Cuda::plan_attend_raw`] wrote for this step, layout of cache, heads and window; or 0: a launch before this one works it
+    /// out for this alone.
+    pub plan: CUdeviceptr,
     /// [`scratch_words`] words aligned to 16 bytes, or 0: those of the [`Cuda`]. They are zero before their first use and then
     /// belong to the kernels. Launches that may run at the same time, as of graphs in two streams, need one each.
     pub scratch: CUdeviceptr,
+}
+
+/// Operands of [`Cuda::plan_attend_raw`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawPlan {
+    /// [`plan_words`] words aligned to 16 bytes, which are written.
+    pub plan: CUdeviceptr,
+    /// The cache of a layer; its pool, rings and sinks are not read.
+    pub cache: RawCache,
+    /// The step.
+    pub step: RawStep,
+    /// Query heads: a multiple of the KV heads, at least 1.
+    pub n_heads: usize,
+    /// Keys that a token sees, itself included.
+    pub window: Option<usize>,
 }
 
 /// Operands of [`Cuda::append_raw`]; what it does is said at [`kivi_kernels::ops::Append`].
@@ -117,6 +135,11 @@ pub struct RawAppend {
 /// Words (of 32 bits) that attention writes besides its output, on a device of so many multiprocessors.
 pub fn scratch_words(multiprocessors: usize) -> usize {
     ops::Scratch::words(multiprocessors)
+}
+
+/// Words (of 32 bits) that a plan of attention takes, on a device of so many multiprocessors.
+pub fn plan_words(multiprocessors: usize) -> usize {
+    ops::plan_words(multiprocessors)
 }
 
 impl<A: Act> From<&KvLayer<Cuda<A>>> for RawCache {
@@ -156,6 +179,19 @@ impl RawStep {
 }
 
 impl<A: Act> Cuda<A> {
+    /// Queues working out who does what in the attention of a step: once for all layers of one layout, heads and window. It changes
+    /// no result, and nothing but the time of [`Self::attend_raw`].
+    ///
+    /// # Errors
+    /// As for [`Self::attend_raw`].
+    ///
+    /// # Safety
+    /// As for [`Self::attend_raw`].
+    pub unsafe fn plan_attend_raw(&self, op: &RawPlan) -> Result<(), CudaError> {
+        // SAFETY: as the caller says.
+        unsafe { ops::plan_attend_raw(self, op) }
+    }
+
     /// Queues attention of a step's rows over the cache before it and over themselves.
     ///
     /// # Errors
@@ -195,9 +231,9 @@ impl<A: Act> Cuda<A> {
             let (new, step) = (RawRows { stride, ..rows }, RawStep { max_new, ..RawStep::default() });
             let (k_new, v_new, scale) = (new, new, 1.0);
             let (out, q, n_heads, window) = (rows, rows, 1, None);
-            let (alibi, scratch) = (CUdeviceptr::from(alibi), 0);
+            let (alibi, plan, scratch) = (CUdeviceptr::from(alibi), 0, 0);
             let attend =
-                RawAttend { out, q, k_new, v_new, cache, step, n_heads, scale, window, alibi, scratch };
+                RawAttend { out, q, k_new, v_new, cache, step, n_heads, scale, window, alibi, plan, scratch };
             // SAFETY: there are no rows, so nothing is launched.
             unsafe {
                 self.attend_raw(&attend)?;

@@ -8,7 +8,9 @@ use kivi_kernels::{
     Backend, Batch, BatchCapacity, Buffer, GroupStep, KvLayer, Rows, RowsMut, SeqStep, StepPlan,
 };
 use kivi_kernels_cuda::cudarc::driver::{CudaContext, CudaStream, DevicePtr};
-use kivi_kernels_cuda::raw::{RawAppend, RawAttend, RawCache, RawRows, RawStep, scratch_words};
+use kivi_kernels_cuda::raw::{
+    RawAppend, RawAttend, RawCache, RawPlan, RawRows, RawStep, plan_words, scratch_words,
+};
 use kivi_kernels_cuda::{Cuda, CudaBuffer, CudaError, device_count};
 use kivi_kernels_ref::conformance::skip;
 use kivi_quant::{Bits, GroupSize, KiviConfig, PageLayout};
@@ -154,11 +156,17 @@ fn attend_by_both_doors(new: usize) {
         scale: SCALE,
         window: None,
         alibi: 0,
+        plan: 0,
         scratch: scratch.device_ptr(),
     };
-    for _ in 0..2 {
+    let words = cuda.zeros::<u32>(plan_words(cuda.multiprocessors().unwrap())).unwrap();
+    let plan = words.device_ptr();
+    let RawAttend { cache, step, window, .. } = attend;
+    // SAFETY: as below.
+    unsafe { cuda.plan_attend_raw(&RawPlan { plan, cache, step, n_heads: N_HEADS, window }) }.unwrap();
+    for plan in [0, plan] {
         // SAFETY: the arrays are those of a checked step and a cache of its layout; scratch was zero.
-        unsafe { cuda.attend_raw(&attend) }.unwrap();
+        unsafe { cuda.attend_raw(&RawAttend { plan, ..attend }) }.unwrap();
         let (by_ops, by_address) = (stream.clone_dtoh(&by_ops).unwrap(), read(&cuda, &by_address));
         assert!(by_ops == by_address && by_ops.iter().any(|x| *x != f16::ZERO));
     }

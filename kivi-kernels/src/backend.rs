@@ -246,6 +246,20 @@ pub trait Backend: Sized {
     /// A failure of the device.
     fn add(&self, op: ops::Add<'_, Self>) -> Result<(), Self::Error>;
 
+    /// Words that [`ops::PlanAttend`] writes; 0: it does nothing.
+    fn attend_plan_words(&self) -> usize {
+        0
+    }
+
+    /// See [`ops::PlanAttend`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn plan_attend(&self, op: ops::PlanAttend<'_, Self>) -> Result<(), Self::Error> {
+        let _ = op.into_parts();
+        Ok(())
+    }
+
     /// See [`ops::Attend`].
     ///
     /// # Errors

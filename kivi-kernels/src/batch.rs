@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use kivi_quant::{KiviConfig, Packed};
 
-use crate::ops::Draw;
+use crate::ops::{Draw, Planned};
 use crate::{Backend, Patch, StepError, StepKey, Words};
 
 /// Fixed sizes of a [`Batch`]'s device arrays.
@@ -84,6 +84,10 @@ pub struct GroupArrays<B: Backend> {
     pub slots: B::Buffer<u32>,
     /// Page tables `[max_seqs][max_pages]`.
     pub page_table: B::Buffer<u32>,
+    /// Room for what [`crate::ops::PlanAttend`] leaves: [`Backend::attend_plan_words`] words.
+    pub plan: B::Buffer<u32>,
+    /// For which ops it did, in the planned step.
+    pub(crate) planned: Option<Planned>,
     /// Row length of `page_table`.
     pub max_pages: usize,
     /// The group's settings.
@@ -141,6 +145,8 @@ impl<B: Backend> Batch<B> {
                 v_packed_next: backend.zeros(seqs)?,
                 slots: backend.zeros(seqs)?,
                 page_table: backend.zeros(seqs.saturating_mul(max_pages))?,
+                plan: backend.zeros(backend.attend_plan_words())?,
+                planned: None,
                 max_pages,
                 config,
                 n_pages,
@@ -203,6 +209,11 @@ impl<B: Backend> Batch<B> {
         &self.capacity
     }
 
+    /// Whether [`crate::ops::PlanAttend`] ran in the planned step, for a cache group.
+    pub fn attention_is_planned(&self, group: usize) -> bool {
+        self.groups[group].planned.is_some()
+    }
+
     /// The key under which the planned step may be recorded, in this `variant`.
     pub fn key(&self, variant: u32) -> StepKey {
         StepKey { n_seqs: self.n_seqs, n_tokens: self.n_tokens, max_new: self.max_new, variant }
@@ -236,6 +247,7 @@ impl<B: Backend> Batch<B> {
             return Err(PlanError { seq: n, what, expected, found: draws.len() }.into());
         }
         self.mirror(plan);
+        self.groups.iter_mut().for_each(|arrays| arrays.planned = None);
         let changes: Vec<_> =
             self.groups.iter_mut().enumerate().map(|(g, arrays)| arrays.changes(plan, g)).collect();
         let written = backend.patch(self.patches(plan, from, draws, changes));

@@ -191,7 +191,7 @@ impl<B: Backend> Model<B> {
         backend: &B,
         ws: &mut Workspace<B>,
         cache: &mut KvCache<B>,
-        batch: &Batch<B>,
+        batch: &mut Batch<B>,
         probe: &mut Probe<'_, B>,
     ) -> Result<(), StepError<B::Error>> {
         let (c, n) = (&self.config, batch.n_tokens());
@@ -201,6 +201,7 @@ impl<B: Backend> Model<B> {
             &batch.tokens,
         )?)?;
         probe(0, &ws.hidden)?;
+        self.plan_attention(backend, cache, batch)?;
         for (i, layer) in self.layers.iter().enumerate() {
             self.layer(backend, layer, ws, cache, batch, i)?;
             probe(i + 1, &ws.hidden)?;
@@ -241,7 +242,7 @@ impl<B: Backend> Model<B> {
         self.write_frequencies(backend, &mut ws, [tokens.len()].into_iter())?;
         let mut first = None;
         let mut values = vec![B::Act::from_f64(0.0); tokens.len() * self.config.hidden_size];
-        self.forward(backend, &mut ws, &mut cache, &batch, &mut |part, hidden| {
+        self.forward(backend, &mut ws, &mut cache, &mut batch, &mut |part, hidden| {
             backend.read(hidden, 0, &mut values)?;
             if first.is_none() && values.iter().any(|x| !x.to_f64().is_finite()) {
                 first = Some(part);

@@ -3,7 +3,6 @@
 use kivi_kernels::DType;
 use kivi_quant::{KvDtype, PageLayout, Side};
 
-
 /// The layout of a cache, as kernels that are compiled for one layout know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
@@ -88,6 +87,11 @@ impl Shape {
             page_tokens: config.page_tokens(),
             alibi,
         })
+    }
+
+    /// The same for what is equal with and without ALiBi.
+    pub fn without_alibi(self) -> Self {
+        Self { alibi: false, ..self }
     }
 
     /// How to launch; none if a block cannot hold a single tile a warp.

@@ -7,7 +7,7 @@ use super::cache::Cache;
 use super::{at_or_null, decode, prefill, rows, rows_mut, source};
 use crate::device::Cuda;
 use crate::jit::{Plan, Shape};
-use crate::raw::{RawAttend, RawCache, RawStep};
+use crate::raw::{RawAttend, RawCache, RawPlan, RawRows, RawStep};
 use crate::{Act, CudaError};
 
 source!("attention.cu": AttendParams);
@@ -28,6 +28,18 @@ pub(super) struct AttendParams {
 }
 
 impl AttendParams {
+    /// What a plan knows of attention.
+    pub fn new(plan: &RawPlan, new: [RawRows; 2]) -> Self {
+        Self {
+            cache: Cache::new(&plan.cache, &plan.step, new),
+            n_heads: plan.n_heads as u32,
+            // A window that no sequence can fill is none.
+            window: plan.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
+            rows: plan.step.n_tokens as u32,
+            ..Zeroable::zeroed()
+        }
+    }
+
     /// New rows of the batch.
     pub fn rows(&self) -> usize {
         self.rows as usize
@@ -57,22 +69,31 @@ impl AttendParams {
 /// A sequence with more new rows than these is prefilled; until then reading its cache once a row keeps the whole device busy.
 const FEW: usize = 32;
 
+/// New rows of a sequence that decode's kernel takes, in a step where one has at most `max_new`.
+pub(super) fn few(max_new: usize) -> u32 {
+    if max_new <= FEW { u32::MAX } else { FEW as u32 }
+}
+
 /// The kernel of few rows a sequence, and if some sequence may have many, that of many: each does its own sequences.
 fn fast<A: Act>(
     cuda: &Cuda<A>,
     shape: (Shape, Plan),
     params: AttendParams,
-    (max_new, scratch): (usize, u64),
+    (max_new, plan, scratch): (usize, u64, u64),
 ) -> Result<(), CudaError> {
     // The kernel of many rows finds the largest logit before it scales.
-    if max_new <= FEW || params.scale <= 0.0 {
-        return decode::decode(cuda, shape, params, (u32::MAX, scratch));
+    if params.scale <= 0.0 {
+        return decode::decode(cuda, shape, params, (u32::MAX, 0, scratch));
     }
-    decode::decode(cuda, shape, params, (FEW as u32, scratch))?;
+    decode::decode(cuda, shape, params, (few(max_new), plan, scratch))?;
+    if max_new <= FEW {
+        return Ok(());
+    }
     prefill::prefill(cuda, shape, params, FEW as u32)
 }
 
 pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
+    let plan = at_or_null(op.plan());
     let AttendParts { mut out, q, k_new, v_new, cache, batch, group, n_heads, scale, window, alibi } = op;
     let raw = RawAttend {
         out: rows_mut(&mut out),
@@ -85,6 +106,7 @@ pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Re
         scale,
         window,
         alibi: at_or_null(alibi),
+        plan,
         scratch: 0,
     };
     // SAFETY: `Attend::new` checked views, slopes, pages and slots, and `Batch::plan` the counts against pages and rings.
@@ -95,21 +117,19 @@ pub(crate) fn attend<A: Act>(cuda: &Cuda<A>, op: AttendParts<'_, Cuda<A>>) -> Re
 /// As for [`Cuda::attend_raw`].
 pub(crate) unsafe fn attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawAttend) -> Result<(), CudaError> {
     let RawAttend { out, q, k_new, v_new, cache, step, .. } = op;
+    let planned =
+        RawPlan { plan: op.plan, cache: *cache, step: *step, n_heads: op.n_heads, window: op.window };
     let params = AttendParams {
-        cache: Cache::new(cache, step, [*k_new, *v_new]),
         out: out.ptr,
         q: q.ptr,
         alibi: op.alibi,
         out_stride: out.stride as u64,
         q_stride: q.stride as u64,
-        n_heads: op.n_heads as u32,
-        // A window that no sequence can fill is none.
-        window: op.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
         scale: op.scale,
-        rows: step.n_tokens as u32,
+        ..AttendParams::new(&planned, [*k_new, *v_new])
     };
     if let Some(shape) = decode::shape(cuda, &cache.layout, &[*q, *k_new, *v_new], op.alibi != 0) {
-        return fast(cuda, shape, params, (step.max_new, op.scratch));
+        return fast(cuda, shape, params, (step.max_new, op.plan, op.scratch));
     }
     // SAFETY: as the caller says; a block a row and KV head.
     unsafe { cuda.launch(&SOURCE, "attend", [step.n_tokens, cache.n_kv_heads, 1], params) }

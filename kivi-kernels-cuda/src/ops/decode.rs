@@ -5,6 +5,7 @@ use kivi_kernels::Buffer;
 use kivi_quant::PageLayout;
 
 use super::attention::AttendParams;
+use super::plan::{launch_plan, plan_words};
 use super::source;
 use crate::device::Cuda;
 use crate::jit::{Plan, Shape, Variant};
@@ -20,15 +21,18 @@ const MAX_HEAD_DIM: usize = 256;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct DecodeParams {
-    attend: AttendParams,
+pub(super) struct DecodeParams {
+    pub attend: AttendParams,
+    plan: u64,
     partials: u64,
     arrived: u64,
+    blocks: u32,
     query_blocks: u32,
     few: u32,
+    unused: u32,
 }
 
-/// What the blocks of a launch leave for each other: how many came, and partial results.
+/// What the blocks of a launch leave for each other, how many came and partial results, and a plan for those that are given none.
 pub(crate) struct Scratch {
     words: CudaBuffer<u32>,
     multiprocessors: usize,
@@ -37,6 +41,10 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Words for a device of so many multiprocessors.
     pub fn words(multiprocessors: usize) -> usize {
+        Self::plan_at(multiprocessors) + plan_words(multiprocessors)
+    }
+
+    fn plan_at(multiprocessors: usize) -> usize {
         let partials = multiprocessors * 2 * QUERIES * (MAX_HEAD_DIM + 2);
         Self::counters(multiprocessors) + partials
     }
@@ -44,6 +52,11 @@ impl Scratch {
     /// Those before the partial results: a counter a block, up to a multiple of 256 bytes.
     fn counters(multiprocessors: usize) -> usize {
         multiprocessors.next_multiple_of(64)
+    }
+
+    /// Multiprocessors of the device.
+    pub fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     /// In `words`, which are all zero, of a device of so many multiprocessors.
@@ -69,25 +82,39 @@ pub(super) fn shape<A: Act>(
     Some((shape, cuda.jit.plan(shape)?))
 }
 
-/// Attention of the rows of `attend` of sequences that have at most `few` new ones, with scratch of the caller or, if that is
-/// null, of `cuda`.
+impl DecodeParams {
+    /// With a plan and scratch of the caller or, if they are null, of `cuda`.
+    pub fn new<A: Act>(cuda: &Cuda<A>, attend: AttendParams, (few, plan, scratch): (u32, u64, u64)) -> Self {
+        let Scratch { words, multiprocessors } = &cuda.scratch;
+        let scratch = if scratch == 0 { words.device_ptr() } else { scratch };
+        let at = |word: usize| scratch + 4 * word as u64;
+        Self {
+            attend,
+            plan: if plan == 0 { at(Scratch::plan_at(*multiprocessors)) } else { plan },
+            partials: at(Scratch::counters(*multiprocessors)),
+            arrived: scratch,
+            blocks: *multiprocessors as u32,
+            query_blocks: attend.ratio().div_ceil(QUERIES) as u32,
+            few,
+            unused: 0,
+        }
+    }
+}
+
+/// Attention of the rows of `attend` of sequences that have at most `few` new ones, with a plan and scratch of the caller or, if
+/// they are null, of `cuda`.
 pub(super) fn decode<A: Act>(
     cuda: &Cuda<A>,
     (shape, plan): (Shape, Plan),
     attend: AttendParams,
-    (few, scratch): (u32, u64),
+    (few, planned, scratch): (u32, u64, u64),
 ) -> Result<(), CudaError> {
-    let Scratch { words, multiprocessors } = &cuda.scratch;
-    let scratch = if scratch == 0 { words.device_ptr() } else { scratch };
-    let params = DecodeParams {
-        attend,
-        partials: scratch + 4 * Scratch::counters(*multiprocessors) as u64,
-        arrived: scratch,
-        query_blocks: attend.ratio().div_ceil(QUERIES) as u32,
-        few,
-    };
+    let params = DecodeParams::new(cuda, attend, (few, planned, scratch));
+    if planned == 0 {
+        launch_plan(cuda, shape, params)?;
+    }
     let variant = Variant { kernel: "decode", shape: Some(shape), shared: plan.shared };
-    let blocks = if attend.rows() > 0 { *multiprocessors } else { 0 };
+    let blocks = if attend.rows() > 0 { params.blocks as usize } else { 0 };
     // SAFETY: as the caller of `attend_raw` says; scratch has two partial results and a counter for each block.
     unsafe { cuda.launch_blocks(&SOURCE, variant, ([blocks, 1, 1], 32 * plan.warps), params) }
 }

@@ -10,6 +10,7 @@ mod gemv;
 mod linear;
 mod norm;
 mod patch;
+mod plan;
 mod prefill;
 mod rope;
 mod sample;
@@ -26,6 +27,7 @@ pub(crate) use elementwise::{activate, add};
 pub(crate) use linear::{embed, linear};
 pub(crate) use norm::{add_rms_norm, layer_norm, rms_norm};
 pub(crate) use patch::{Parcel, patch};
+pub(crate) use plan::{plan_attend, plan_attend_raw, plan_words};
 pub(crate) use rope::rope;
 pub(crate) use sample::sample;
 pub(crate) use select::{argmax, gather, top_k};
@@ -50,6 +52,7 @@ pub(crate) const SOURCES: &[&Source] = &[
     &attention::SOURCE,
     &bandwidth::SOURCE,
     &decode::SOURCE,
+    &plan::SOURCE,
     &prefill::SOURCE,
 ];
 

@@ -96,25 +96,30 @@ impl Case for AttendCase {
 
     fn run<B: Backend>(&self, backend: &B, act: DType) -> Result<Outcome, StepError<B::Error>> {
         let case = &self.0;
-        let (layer, batch) = (case.layer(backend, act)?, case.batch(backend)?);
+        let (layer, mut batch) = (case.layer(backend, act)?, case.batch(backend)?);
         let inputs = Inputs::new(backend, case, act)?;
         let pad = if case.fused { 16 } else { 0 };
         let grid = Grid::padded(batch.n_tokens(), case.q_cols(), pad);
-        let mut out = grid.poisoned(backend)?;
         let slopes: Vec<f32> = (1..=case.gqa * case.n_kv_heads).map(|h| 0.5 / h as f32).collect();
         let slopes = backend.upload(&slopes)?;
         let scale = 1.0 / (case.head_dim as f32).sqrt();
-        let op = ops::Attend::new(
-            grid.view_mut(&mut out)?,
-            inputs.view(0)?,
-            (inputs.view(1)?, inputs.view(2)?),
-            &layer,
-            (&batch, 1),
-            scale,
-        )?;
-        let op = if let Some(window) = case.window { op.with_window(window)? } else { op };
-        backend.attend(if case.alibi { op.with_alibi(&slopes)? } else { op })?;
-        let mut outcome = grid.read(backend, &out)?;
+        let attend = |batch: &Batch<B>| -> Result<Outcome, StepError<B::Error>> {
+            let mut out = grid.poisoned(backend)?;
+            let new = (inputs.view(1)?, inputs.view(2)?);
+            let view = grid.view_mut(&mut out)?;
+            let op = ops::Attend::new(view, inputs.view(0)?, new, &layer, (batch, 1), scale)?;
+            let op = if let Some(window) = case.window { op.with_window(window)? } else { op };
+            backend.attend(if case.alibi { op.with_alibi(&slopes)? } else { op })?;
+            Ok(grid.read(backend, &out)?)
+        };
+        let mut outcome = attend(&batch)?;
+        if backend.attend_plan_words() > 0 {
+            let heads = case.gqa * case.n_kv_heads;
+            backend.plan_attend(ops::PlanAttend::new((&mut batch, 1), &layer, heads, case.window)?)?;
+            if attend(&batch)?.values != outcome.values {
+                outcome.faults.push("with a plan the result is another".to_owned());
+            }
+        }
         self.check_inactive(&batch, &mut outcome);
         Ok(outcome)
     }

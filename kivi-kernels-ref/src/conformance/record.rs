@@ -124,6 +124,12 @@ impl<B: Backend> World<B> {
         backend.record(recordings, key, |backend| {
             backend.embed(ops::Embed::new(RowsMut::new(rows, n, COLS)?, table, &batch.tokens)?)?;
             let (x, out) = (Rows::new(rows, n, COLS)?, RowsMut::new(attended, n, COLS)?);
+            backend.plan_attend(ops::PlanAttend::new(
+                (batch, 0),
+                layer,
+                COLS / layer.layout().head_dim(),
+                None,
+            )?)?;
             backend.attend(ops::Attend::new(out, x, (x, x), layer, (batch, 0), 0.1)?)?;
             backend.append(ops::Append::new((x, x), layer, (batch, 0))?)?;
             if drawn {

@@ -1,5 +1,7 @@
 //! Attention of new tokens over a KIVI cache.
 
+use kivi_quant::PageLayout;
+
 use crate::error::ensure;
 use crate::{Backend, Batch, Buffer, KvLayer, Rows, RowsMut, ShapeError};
 
@@ -44,6 +46,67 @@ op! {
         window: Option<usize>,
         /// Slope of each query head.
         alibi: Option<&'a B::Buffer<f32>>,
+    }
+}
+
+op! {
+    /// What the [`Attend`]s of a step have in common, worked out once for all layers of a cache group: how lengths, which lie on
+    /// the device, are shared between its parts, for example. It changes no result. Without it each [`Attend`] does so for itself;
+    /// a backend with nothing to work out does nothing.
+    ///
+    /// It holds until the next [`Batch::plan`]. A graph that its caller records must have it in itself if it has [`Attend`]s
+    /// behind one.
+    PlanAttend, PlanAttendParts {
+        /// The step; [`crate::GroupArrays::plan`] of its group is written.
+        batch: &'a mut Batch<B>,
+        /// Which of the batch's cache groups.
+        group: usize,
+        /// A layer of the group; its pool is not read.
+        cache: &'a KvLayer<B>,
+        /// Query heads.
+        n_heads: usize,
+        /// Keys that a token sees, itself included.
+        window: Option<usize>,
+    }
+}
+
+/// What [`PlanAttend`] was told of [`Attend`]s besides their step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Planned {
+    layout: PageLayout,
+    kv_heads: usize,
+    heads: usize,
+    window: Option<usize>,
+}
+
+impl<'a, B: Backend> PlanAttend<'a, B> {
+    /// Validates the operands; `window` is that of the [`Attend`]s, if they have one.
+    ///
+    /// # Errors
+    /// If heads or group do not fit the cache, or the window is 0.
+    pub fn new(
+        (batch, group): (&'a mut Batch<B>, usize),
+        cache: &'a KvLayer<B>,
+        n_heads: usize,
+        window: Option<usize>,
+    ) -> Result<Self, ShapeError> {
+        let op = "plan_attend";
+        cache.query_heads(op, n_heads * cache.layout().head_dim())?;
+        check_group(op, cache, batch, group)?;
+        ensure(window != Some(0), op, "window", || "at least 1 token".into(), 0)?;
+        let (layout, kv_heads) = (*cache.layout(), cache.n_kv_heads());
+        batch.groups[group].planned = Some(Planned { layout, kv_heads, heads: n_heads, window });
+        Ok(Self(PlanAttendParts { batch, group, cache, n_heads, window }))
+    }
+}
+
+impl<'a, B: Backend> AttendParts<'a, B> {
+    /// What [`PlanAttend`] left for this op, if it ran for its step, group, heads and window.
+    pub fn plan(&self) -> Option<&'a B::Buffer<u32>> {
+        let (layout, kv_heads) = (*self.cache.layout(), self.cache.n_kv_heads());
+        let own = Planned { layout, kv_heads, heads: self.n_heads, window: self.window };
+        let arrays = &self.batch.groups[self.group];
+        (arrays.planned == Some(own)).then_some(&arrays.plan)
     }
 }
 
@@ -104,6 +167,16 @@ pub(super) fn check_cache<B: Backend>(
     let expected = || format!("shape {shape:?}");
     ensure(k_new.shape() == shape, op, "k_new", expected, k_new.shape())?;
     ensure(v_new.shape() == shape, op, "v_new", expected, v_new.shape())?;
+    check_group(op, cache, batch, group)
+}
+
+/// What ops ask of a cache and its group of the batch.
+fn check_group<B: Backend>(
+    op: &'static str,
+    cache: &KvLayer<B>,
+    batch: &Batch<B>,
+    group: usize,
+) -> Result<(), ShapeError> {
     let groups = batch.groups.len();
     ensure(group < groups, op, "group", || format!("one of {groups} cache groups"), group)?;
     let arrays = &batch.groups[group];

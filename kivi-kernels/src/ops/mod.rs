@@ -31,7 +31,8 @@ mod rope;
 mod sample;
 mod select;
 
-pub use attention::{Attend, AttendParts};
+pub(crate) use attention::Planned;
+pub use attention::{Attend, AttendParts, PlanAttend, PlanAttendParts};
 pub use cache::{Append, AppendParts, ClearPages, ClearPagesParts};
 pub use elementwise::{Activate, ActivateParts, Activation, Add, AddParts};
 pub use linear::{Embed, EmbedParts, Linear, LinearParts};

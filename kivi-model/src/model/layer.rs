@@ -107,6 +107,23 @@ impl<B: Backend> Model<B> {
         Ok(backend.rope(ops::Rope::new(rotated, dims, &batch.positions, &ws.inv_freq, table, scaling)?)?)
     }
 
+    /// Works out what the attention of all layers of a cache group shares.
+    pub(super) fn plan_attention(
+        &self,
+        backend: &B,
+        cache: &mut KvCache<B>,
+        batch: &mut Batch<B>,
+    ) -> Result<(), StepError<B::Error>> {
+        for (index, &window) in self.config.windows.iter().enumerate() {
+            let (kv, group) = cache.layer(index);
+            if !batch.attention_is_planned(group) {
+                let op = ops::PlanAttend::new((batch, group), kv, self.config.n_heads, window)?;
+                backend.plan_attend(op)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Attends to the cache and the new rows, then appends those to the cache.
     fn attention(
         &self,

@@ -16,6 +16,8 @@ pub enum What {
     Read,
     /// Attention of one new token.
     Decode,
+    /// What layers share of it, worked out once a step.
+    Plan,
     /// Writing the cache.
     Append,
     /// Attention of a prompt.
@@ -27,6 +29,8 @@ pub enum What {
 pub enum Kind {
     /// `attend` with one new row a sequence.
     Decode,
+    /// `plan_attend` of the same step.
+    Plan,
     /// `append` of all tokens to an empty cache.
     Prompt,
     /// `append` of one row a sequence: a value is packed.
@@ -41,6 +45,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Decode => "decode",
+            Self::Plan => "plan",
             Self::Prompt => "append prompt",
             Self::Step => "append step",
             Self::Pack => "append pack",
@@ -52,6 +57,7 @@ impl Kind {
     pub fn what(self) -> What {
         match self {
             Self::Decode => What::Decode,
+            Self::Plan => What::Plan,
             Self::Prompt | Self::Step | Self::Pack => What::Append,
             Self::Prefill => What::Prefill,
         }
@@ -90,6 +96,9 @@ pub fn cases(
     }
     let with = |(kind, shape): (Kind, Shape)| layouts.iter().map(move |&layout| Case { kind, shape, layout });
     let mut cases: Vec<Case> = steps.into_iter().flat_map(with).collect();
+    if let (true, Some(&layout)) = (what.contains(&What::Plan), layouts.last()) {
+        cases.extend(shapes.iter().map(|&shape| Case { kind: Kind::Plan, shape, layout }));
+    }
     if what.contains(&What::Prefill) {
         // The cache is empty: its bits matter at most for how the kernel was compiled. The widest, and the narrowest.
         let bits = |layout: &PageLayout| layout.config().k_bits();
@@ -145,12 +154,14 @@ impl Case {
         matches!(self.kind, Kind::Decode | Kind::Prefill)
     }
 
-    /// Bytes that the op must move: the cache for decode steps (packed and residual), rows and cache for `append`, queries,
+    /// Bytes that the op must move: the cache for decode steps (packed and residual), lengths for their plan, rows and cache for `append`, queries,
     /// rows and output for prompts.
     pub fn bytes(&self) -> usize {
         let Shape { n_heads, n_kv_heads, batch, .. } = self.shape;
         match self.kind {
             Kind::Decode => CacheBytes::of_head(&self.layout, self.len()).used() * n_kv_heads * batch,
+            // 8 words of each sequence and row.
+            Kind::Plan => 32 * batch,
             Kind::Prefill => self.new_tokens() * batch * 2 * (n_heads + n_kv_heads) * self.row_bytes(),
             Kind::Prompt | Kind::Step | Kind::Pack => {
                 (self.append_bytes(Side::Key) + self.append_bytes(Side::Value)) * n_kv_heads * batch
@@ -215,7 +226,8 @@ mod tests {
         assert_eq!(found, [(16, 32)].into_iter().chain(expected).collect::<Vec<_>>());
         assert_eq!(all(What::Prefill).len(), 6);
         assert_eq!(all(What::Append).len(), 5 * 10);
-        assert_eq!(all(What::Read).len(), 10 + 5 * 10 + 6);
+        assert_eq!(all(What::Plan).len(), 1);
+        assert_eq!(all(What::Read).len(), 10 + 1 + 5 * 10 + 6);
     }
 
     #[test]

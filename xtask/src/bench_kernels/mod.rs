@@ -40,7 +40,12 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     act: Act,
     /// What to measure
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "read,decode,append,prefill")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "read,decode,plan,append,prefill"
+    )]
     what: Vec<What>,
     /// Decode steps, as heads/kv_heads:sequences:tokens [default: 17 of 4,096 to 131,072 tokens]
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = shape::DEFAULT, hide_default_value = true)]

@@ -7,7 +7,7 @@ use kivi_kernels::{
 use kivi_kernels_ref::conformance::Rng;
 use kivi_quant::{CacheBytes, Packed, Side};
 
-use super::case::Case;
+use super::case::{Case, Kind};
 use super::measure::Measured;
 use super::pattern::{Inputs, Pattern};
 use super::shape::HEAD_DIM;
@@ -26,6 +26,9 @@ pub fn sets_of(bytes: usize) -> usize {
 /// Sets of `case` for which there are `free` bytes; 0 if not even one fits.
 pub fn sets(case: &Case, free: usize) -> usize {
     let one = memory_of_set(case);
+    if case.kind == Kind::Plan {
+        return usize::from(one <= free);
+    }
     sets_of(case.bytes()).min((MAX_BYTES / one).max(1)).min(free / one)
 }
 
@@ -67,11 +70,22 @@ impl<'a, D: Measured> World<'a, D> {
         let tables: Vec<Vec<u32>> = order.chunks(pages).map(<[u32]>::to_vec).collect();
         let sets = (0..sets).map(|_| Set::new(device, case, (pattern, inputs), batch * pages));
         let sets = sets.collect::<Result<_, _>>()?;
-        Ok(Self { case, batch: plan(device, case, &tables)?, tables, sets })
+        let mut world = Self { case, batch: plan(device, case, &tables)?, tables, sets };
+        world.plan_attend(device)?;
+        Ok(world)
     }
 
-    /// `attend` or `append`, on one set.
+    /// Works out what the `attend`s of all sets share, as those of a model's layers do.
+    fn plan_attend(&mut self, device: &D) -> Result<(), StepError<D::Error>> {
+        let (layer, n_heads) = (&self.sets[0].layer, self.case.shape.n_heads);
+        Ok(device.plan_attend(ops::PlanAttend::new((&mut self.batch, 0), layer, n_heads, None)?)?)
+    }
+
+    /// `attend`, its plan or `append`, on one set.
     pub fn launch(&mut self, device: &D, set: usize) -> Result<(), StepError<D::Error>> {
+        if self.case.kind == Kind::Plan {
+            return self.plan_attend(device);
+        }
         let Self { case, batch, sets, .. } = self;
         let Set { layer, rows: [q, k, v], out } = &mut sets[set];
         let n = batch.n_tokens();
