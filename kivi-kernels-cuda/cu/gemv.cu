@@ -99,12 +99,20 @@ struct Part {
         }
     }
 
-    // Adds up what was asked for.
-    template <u32 ROWS>
+    // Adds up what was asked for; if there is MORE, as many packs again are asked for, each as soon as there is room.
+    template <bool MORE, u32 ROWS>
     __device__ __forceinline__ void add_asked(Sums<ROWS, FEATURES>& sums, const GemvParams& p) {
 #pragma unroll
         for (u32 d = 0; d < DEPTH; ++d) {
-            sums.add(asked[d], p.x + c + d * step, p);
+            Pack<W> w[FEATURES];
+#pragma unroll
+            for (u32 f = 0; f < FEATURES; ++f) {
+                w[f] = asked[d][f];
+                if (MORE) {
+                    asked[d][f] = stream(of_feature[f] + c + (DEPTH + d) * step);
+                }
+            }
+            sums.add(w, p.x + c + d * step, p);
         }
         c += DEPTH * step;
     }
@@ -113,18 +121,31 @@ struct Part {
     template <u32 ROWS>
     __device__ __forceinline__ void add_to(Sums<ROWS, FEATURES>& sums, const GemvParams& p) {
         if (deep()) {
-            add_asked(sums, p);
+            while (c + (2 * DEPTH - 1) * step < end) {
+                add_asked<true>(sums, p);
+            }
+            add_asked<false>(sums, p);
         }
-        while (deep()) {
-            ask();
-            add_asked(sums, p);
-        }
-        for (; c < end; c += step) {
+        add_rest(sums, p);
+    }
+
+    // Adds up the last packs, fewer than are asked for at a time.
+    template <u32 ROWS>
+    __device__ __forceinline__ void add_rest(Sums<ROWS, FEATURES>& sums, const GemvParams& p) {
+#pragma unroll
+        for (u32 d = 0; d + 1 < DEPTH; ++d) {
 #pragma unroll
             for (u32 f = 0; f < FEATURES; ++f) {
-                asked[0][f] = stream(of_feature[f] + c);
+                if (c + d * step < end) {
+                    asked[d][f] = stream(of_feature[f] + c + d * step);
+                }
             }
-            sums.add(asked[0], p.x + c, p);
+        }
+#pragma unroll
+        for (u32 d = 0; d + 1 < DEPTH; ++d) {
+            if (c + d * step < end) {
+                sums.add(asked[d], p.x + c + d * step, p);
+            }
         }
     }
 };
