@@ -72,13 +72,16 @@ impl<'a, 'b, B: Backend> Bench<'a, 'b, B> {
         Ok(self)
     }
 
-    /// Runs the row for a few tokens, with prompts of one step at most.
+    /// Runs the row for a few tokens, with prompts of one step at most; twice, so that pages are used again, too.
     ///
     /// # Errors
     /// As [`Bench::run`].
     pub fn warm_up(&mut self, budget: usize) -> Result<()> {
         let prompt = (self.case.prompt_len() - self.case.depth).min(budget);
-        self.run_for(prompt, self.case.n_gen.min(WARM_UP)).map(drop)
+        for _ in 0..2 {
+            self.run_for(prompt, self.case.n_gen.min(WARM_UP))?;
+        }
+        Ok(())
     }
 
     /// Runs the row once.
