@@ -2,7 +2,7 @@
 //   grid: a block a multiprocessor: with two, registers would be short
 //
 // For each row and unit (a KV head and up to QUERIES of its query heads) there are its packed tiles of TILE tokens, then
-// its tiles of 16 rows in full precision. Rows and units are shared as plan.cuh chooses: whole ones by teams of 1 to 8
+// its tiles of 16 rows in full precision. Rows and units are shared as plan.cu chooses: whole ones by teams of 1 to 12
 // warps, parts of them by blocks, or pieces of the line of all of them by blocks. A span is what a team has of one row and
 // unit. Its warps take the span's tiles in turn, rows first, each with a softmax of its own, and copy packed tiles STAGES
 // ahead, beyond the end of a span. A span that is not a whole row and unit leaves a partial result; the block that arrives

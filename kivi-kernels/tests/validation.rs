@@ -293,3 +293,39 @@ fn attention_needs_the_batchs_rows_and_a_cache_that_has_its_pages() {
     assert_eq!(refusal(other(4, 2)), "append: batch needs tables of at most 3 pages, got 4");
     assert_eq!(refusal(other(3, 3)), "append: batch needs at most 2 slots, got 3");
 }
+
+#[test]
+fn a_plan_of_attention_is_of_one_step_and_of_equal_heads_and_windows() {
+    let (backend, cache, mut batch) = cache_and_batch();
+    let tokens = [0; 2];
+    let mut step = |batch: &mut Batch<B>| {
+        let seqs = vec![sequence(&tokens, 64, &[2], [64, 0, 64, 2], 1)];
+        batch.plan(&backend, &StepPlan { seqs }).expect("a good plan");
+    };
+    step(&mut batch);
+    let refused = |batch: &mut Batch<B>, (group, heads, window)| {
+        refusal(ops::PlanAttend::new((batch, group), &cache, heads, window).map(drop))
+    };
+    let columns = "plan_attend: q needs a multiple of 2 KV heads x head_dim 16 columns, got";
+    assert_eq!(refused(&mut batch, (0, 3, None)), format!("{columns} 48"));
+    assert_eq!(refused(&mut batch, (0, usize::MAX, None)), format!("{columns} {}", usize::MAX));
+    assert_eq!(refused(&mut batch, (1, 4, None)), "plan_attend: group needs one of 1 cache groups, got 1");
+    assert_eq!(refused(&mut batch, (0, 4, Some(0))), "plan_attend: window needs at least 1 token, got 0");
+    assert!(!batch.attention_is_planned(0));
+
+    let (q, new, mut out) = (zeros(2 * 64), zeros(2 * 32), zeros(2 * 64));
+    let mut planned = |batch: &Batch<B>, heads: usize, window: Option<usize>| {
+        let new = Rows::<B, f32>::new(&new, 2, 32).expect("rows");
+        let out = RowsMut::new(&mut out, 2, heads * 16).expect("rows");
+        let q = Rows::new(&q, 2, heads * 16).expect("rows");
+        let op = ops::Attend::new(out, q, (new, new), &cache, (batch, 0), 0.25).expect("an op");
+        let op = if let Some(window) = window { op.with_window(window).expect("a window") } else { op };
+        op.into_parts().plan().is_some()
+    };
+    ops::PlanAttend::new((&mut batch, 0), &cache, 4, Some(8)).expect("a plan");
+    assert!(batch.attention_is_planned(0) && planned(&batch, 4, Some(8)));
+    assert!(!planned(&batch, 2, Some(8)), "other heads");
+    assert!(!planned(&batch, 4, Some(9)) && !planned(&batch, 4, None), "other windows");
+    step(&mut batch);
+    assert!(!batch.attention_is_planned(0) && !planned(&batch, 4, Some(8)), "another step");
+}

@@ -91,7 +91,7 @@ impl<'a, B: Backend> PlanAttend<'a, B> {
         window: Option<usize>,
     ) -> Result<Self, ShapeError> {
         let op = "plan_attend";
-        cache.query_heads(op, n_heads * cache.layout().head_dim())?;
+        cache.query_heads(op, n_heads.saturating_mul(cache.layout().head_dim()))?;
         check_group(op, cache, batch, group)?;
         ensure(window != Some(0), op, "window", || "at least 1 token".into(), 0)?;
         let (layout, kv_heads) = (*cache.layout(), cache.n_kv_heads());
