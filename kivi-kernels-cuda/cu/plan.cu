@@ -1,7 +1,7 @@
 // plan.cu: measures the rows of a step and chooses how decode.cu shares them, for each of its blocks. Lengths lie on the
 // device, so that a recorded launch serves any; layers of the same settings share a plan.
 //   grid: one block
-#include "plan.cuh"
+#include "share.cuh"
 
 // What all threads have of the rows.
 struct Totals {
@@ -21,16 +21,16 @@ constexpr float UNIT_COST = 1.0f, TEAM_COST = 2.0f, PARTS_COST = 2.0f, LINE_COST
 // Chooses what should be done first.
 __device__ Share choose(const DecodeParams& p, const Costs& costs) {
     u32 units = p.attend.cache.n_kv_heads * p.query_blocks;
-    Share share = {costs.sum * units, p.attend.rows * units, units, 0, DECODE_WARPS, 0, 0};
-    share.blocks = (u32)min((u64)p.blocks, (share.length + DECODE_WARPS - 1) / DECODE_WARPS);
+    Share share = {costs.sum * units, p.attend.rows * units, units, 0, p.warps, 0, 0};
+    share.blocks = (u32)min((u64)p.blocks, (share.length + p.warps - 1) / p.warps);
     if (!costs.all) {
         return share;
     }
     float largest = (float)costs.largest, grid = 1.0f / (float)p.blocks, items = (float)share.items * grid;
-    float tiles = (float)share.length * grid / DECODE_WARPS, best = tiles + items * (UNIT_COST + TEAM_COST) + LINE_COST;
+    float tiles = (float)share.length * grid / p.warps, best = tiles + items * (UNIT_COST + TEAM_COST) + LINE_COST;
     if (share.items <= p.blocks) {
         u32 parts = p.blocks / share.items;
-        float time = largest / (float)(parts * DECODE_WARPS) + UNIT_COST + TEAM_COST + (parts > 1 ? PARTS_COST : 0.0f);
+        float time = largest / (float)(parts * p.warps) + UNIT_COST + TEAM_COST + (parts > 1 ? PARTS_COST : 0.0f);
         if (time <= best) {
             best = time;
             share.parts = parts;
@@ -38,10 +38,10 @@ __device__ Share choose(const DecodeParams& p, const Costs& costs) {
     }
     // A region has room for 4 queries.
     u32 least = p.attend.n_heads / p.attend.cache.n_kv_heads > 4 ? 2 : 1;
-    for (u32 team = least; team <= DECODE_WARPS; ++team) {
-        float turns = ceilf(items * team / DECODE_WARPS - 0.001f), longest = largest / team;
+    for (u32 team = least; team <= p.warps; ++team) {
+        float turns = ceilf(items * team / p.warps - 0.001f), longest = largest / team;
         float time = fminf(turns * longest, tiles + longest) + turns * (UNIT_COST + (team > 1 ? TEAM_COST : 0.0f));
-        if (time < best && DECODE_WARPS % team == 0) {
+        if (time < best && p.warps % team == 0) {
             best = time;
             share.parts = 1;
             share.team = team;
@@ -88,7 +88,7 @@ __device__ u64 block_largest(Totals& s, u64 x) {
 __device__ Share measure(const DecodeParams& p, Totals& s) {
     Costs costs = {0, 0, 1};
     for (u32 row = threadIdx.x; row < p.attend.rows; row += BLOCK) {
-        u32 cost = extent_of(p, row).cost();
+        u32 cost = extent_of(p, row).cost(p.tile, p.rows_cost);
         costs.largest = max(costs.largest, cost);
         costs.all &= cost > 0;
         costs.sum += cost;
@@ -103,7 +103,7 @@ __device__ Share measure(const DecodeParams& p, Totals& s) {
 __device__ void start_line(const DecodeParams& p, Totals& s, const Share& share) {
     u64 before = 0;
     for (u32 base = 0; base < p.attend.rows; base += BLOCK) {
-        u64 total, row = base + threadIdx.x, cost = row < p.attend.rows ? extent_of(p, row).cost() * (u64)share.units : 0;
+        u64 total, row = base + threadIdx.x, cost = row < p.attend.rows ? extent_of(p, row).cost(p.tile, p.rows_cost) * (u64)share.units : 0;
         u64 end = before + block_scan(s, cost, &total), start = end - cost;
         u32 block = cost > 0 ? (u32)divide(start * share.blocks + share.length - 1, share.length) : share.blocks;
         for (; block < share.blocks && share.start(block) < end; ++block) {

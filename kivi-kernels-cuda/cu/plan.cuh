@@ -2,37 +2,6 @@
 #pragma once
 #include "span.cuh"
 
-// How rows and units are shared. Whole: each has a team of its own, teams take turns; or several blocks, a part each.
-// Else they are one line, of which each block has an equal piece.
-struct Share {
-    u64 length;    // of the line
-    u32 items;     // rows and units
-    u32 units;     // of a row
-    u32 blocks;    // of the line
-    u32 team;      // warps
-    u32 parts;     // blocks to a row and unit, at most; 0: the line
-    u32 unused;
-
-    __device__ u64 start(u32 block) const;
-    __device__ u32 block_at(u64 x) const;
-};
-
-// a / b; most lines are short, and 64-bit division takes some hundred instructions.
-__device__ u64 divide(u64 a, u64 b) { return (a | b) >> 32 ? a / b : (u32)a / (u32)b; }
-
-__device__ u64 Share::start(u32 block) const { return divide(length * block, blocks); }
-__device__ u32 Share::block_at(u64 x) const { return (u32)divide((x + 1) * blocks + length - 1, length) - 1; }
-
-// What plan.cu leaves for a block: how all is shared, and the row with which the block begins, if it has one.
-struct BlockPlan {
-    Share share;
-    u64 row_start;  // where the row starts on the line
-    u32 row;
-    Extent extent;
-    u32 unused[2];
-};
-static_assert(sizeof(BlockPlan) == 96, "PLAN_WORDS in ops/plan.rs");
-
 // What a row sees: known for the one with which the block begins.
 __device__ Extent extent_at(const DecodeParams& p, u32 row) {
     const BlockPlan& plan = p.plan[blockIdx.x];
@@ -47,7 +16,7 @@ __device__ void plan_items(const DecodeParams& p, Shared& s, const Share& share,
     if (lane < team.warps * SPANS && item < share.items) {
         row = item / share.units;
         extent = extent_at(p, row);
-        cost = extent.cost();
+        cost = extent.cost(TILE, ROWS_COST);
         piece = share.parts > 1 ? max((cost + share.parts - 1) / share.parts, DECODE_WARPS) : cost;
         from = part * piece;
         to = min(from + piece, cost);
@@ -73,11 +42,11 @@ __device__ Span next_span(const DecodeParams& p, Shared& s, const Share& share, 
             s.extent_row = s.row;
             s.extent = extent_of(p, s.row);
         }
-        if (s.extent.cost() > 0) {
+        if (s.extent.cost(TILE, ROWS_COST) > 0) {
             break;
         }
     }
-    u64 cost = s.extent.cost();
+    u64 cost = s.extent.cost(TILE, ROWS_COST);
     u32 unit = (u32)divide(s.line - s.row_start, cost);
     u64 first = s.row_start + unit * cost, last = first + cost;
     Span span = span_of(p.attend.cache, s.extent, s.row, unit, (u32)(s.line - first), (u32)(min(end, last) - first));

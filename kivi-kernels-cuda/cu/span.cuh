@@ -1,26 +1,12 @@
 // span.cuh: decode.cu's constants, what its warps share, and what a piece of a row and unit is.
 #pragma once
 #include "codes.cuh"
-#include "row.cuh"
-
-struct BlockPlan;
-
-struct DecodeParams {
-    AttendParams attend;
-    BlockPlan* plan;   // [blocks]: by plan.cu
-    float* partials;   // [blocks][2][QUERIES][head_dim + 2]
-    u32* arrived;      // [blocks], zero before and after
-    u32 blocks;
-    u32 query_blocks;  // of a KV head
-    u32 few;           // sequences with more new rows than these are not this kernel's
-    u32 unused;
-};
-KIVI_CHECK_SIZE(DecodeParams);
+#include "share.cuh"
 
 constexpr u32 DECODE_WARPS = KIVI_DECODE_WARPS, DECODE_BLOCK = DECODE_WARPS * WARP;
 constexpr u32 QUERIES = 8;
 constexpr u32 ROUND = 4;  // queries of which the warps' sums are added at a time
-constexpr u32 TILE = K_CODES && V_CODES && HEAD_DIM * (K_BITS + V_BITS) <= 2048 ? 32 : 16;
+constexpr u32 TILE = KIVI_TILE;
 constexpr u32 M_TILES = TILE / 16;
 constexpr u32 STAGES = KIVI_STAGES;
 
@@ -35,8 +21,7 @@ constexpr u32 V_BYTES = V_CODES ? padded<V_PAD>(TILE * V_WORDS * 4) : TILE * ROW
 constexpr u32 V_PARAM_BYTES = V_CODES ? TILE * VALUE_GROUPS * 4 : 0;
 constexpr u32 K_PARAMS_AT = K_BYTES, V_AT = K_PARAMS_AT + K_PARAM_BYTES, V_PARAMS_AT = V_AT + V_BYTES;
 constexpr u32 STAGE_BYTES = V_PARAMS_AT + V_PARAM_BYTES;
-constexpr u32 ROWS_TILES = (64 * HEAD_DIM + STAGE_BYTES / 2) / STAGE_BYTES;  // 16 rows in bytes of packed tiles
-constexpr u32 ROWS_COST = ROWS_TILES > 1 ? ROWS_TILES : 1;
+constexpr u32 ROWS_COST = KIVI_ROWS_COST;  // of 16 rows in full precision, in tiles
 constexpr u32 SPANS = 4;  // planned at a time, for each warp of a team
 
 constexpr float K_FOLD = 16.0f;         // in q'; q < 2 and scales below 512 make q' < 2^14
@@ -49,18 +34,6 @@ constexpr u32 PAIR_BYTES = 4 * 4 * 16;  // of two steps: 4 lanes a column, 16 by
 constexpr u32 CODES_AT = (STEPS + 1) / 2 * PAIR_BYTES;
 constexpr u32 SUM_STRIDE = HEAD_DIM < 64 ? 64 : HEAD_DIM;
 constexpr u32 REGION = 2 * CODES_AT > ROUND * SUM_STRIDE * 4 ? 2 * CODES_AT : ROUND * SUM_STRIDE * 4;
-
-// What a row sees: rows [first, start), tokens of which a side at least is packed [start, end), rows [end, at].
-struct Extent {
-    u32 seq, slot, active, len, at, first, start, end;
-    u32 k_packed, v_packed;
-    u32 few;  // whether the row is this kernel's
-
-    __device__ u32 tiles() const { return end > start ? (end + TILE - 1) / TILE - start / TILE : 0; }
-    __device__ u32 head_tiles() const { return (start - first + 15) / 16; }
-    __device__ u32 row_tiles() const { return head_tiles() + (at + 1 - end + 15) / 16; }
-    __device__ u32 cost() const { return !few ? 0 : active ? tiles() + row_tiles() * ROWS_COST : 1; }
-};
 
 // Where a head's rows in full precision lie, of the type of activations.
 struct RowsOf {
@@ -117,24 +90,6 @@ struct Shared {
 constexpr u32 STAGES_AT = (sizeof(Shared) + 127) / 128 * 128;
 static_assert(STAGES_AT + DECODE_WARPS * STAGES * STAGE_BYTES <= KIVI_SHARED, "more shared memory than the launch has");
 
-__device__ Extent extent_of(const DecodeParams& d, u32 row) {
-    const AttendParams& p = d.attend;
-    const Cache& c = p.cache;
-    Extent e;
-    e.seq = c.seq_of_row[row];
-    e.few = c.row_start[e.seq + 1] - c.row_start[e.seq] <= d.few;
-    e.len = c.len[e.seq];
-    e.slot = c.slots[e.seq];
-    e.k_packed = c.k.packed[e.seq];
-    e.v_packed = c.v.packed[e.seq];
-    e.active = c.active[e.seq];
-    e.at = e.len + (row - c.row_start[e.seq]);
-    e.first = p.window && e.at + 1 > p.window ? e.at + 1 - p.window : 0;
-    e.start = min(max(e.first, K_CODES || V_CODES ? c.sinks : 0), e.at + 1);
-    e.end = max(e.start, max(e.k_packed, e.v_packed));
-    return e;
-}
-
 // Rows of a side of the new row `row`, which sees e.
 __device__ RowsOf rows_of(const Cache& c, const Side& side, const Extent& e, u32 row, u32 head) {
     const Act* fresh = side.rows + ((long long)row - e.at) * (long long)side.row_stride + head * HEAD_DIM;
@@ -150,7 +105,7 @@ __device__ Span span_of(const Cache& c, const Extent& extent, u32 row, u32 unit,
     span.row = row;
     span.unit = unit;
     span.head = unit % c.n_kv_heads;
-    u32 tiles = extent.active ? extent.tiles() : 0;
+    u32 tiles = extent.active ? extent.tiles(TILE) : 0;
     span.tile = min(from, tiles);
     span.tile_end = min(to, tiles);
     span.row_tile = (from - span.tile + ROWS_COST - 1) / ROWS_COST;

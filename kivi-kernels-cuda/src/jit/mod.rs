@@ -64,6 +64,7 @@ const HEADERS: &[(&str, &str)] = &headers![
     "products.cuh",
     "ptx.cuh",
     "row.cuh",
+    "share.cuh",
     "softmax.cuh",
     "span.cuh",
     "sums.cuh",

@@ -28,6 +28,10 @@ pub(crate) struct Limits {
 pub(crate) struct Plan {
     /// Warps of a block of decode's kernel.
     pub warps: usize,
+    /// Tokens of a tile of decode's kernel.
+    pub tile: usize,
+    /// What 16 rows in full precision cost there, in tiles.
+    pub rows_cost: usize,
     /// Tiles that a warp of decode's kernel has in flight or in use.
     pub stages: usize,
     /// Bytes of dynamic shared memory.
@@ -89,23 +93,20 @@ impl Shape {
         })
     }
 
-    /// The same for what is equal with and without ALiBi.
-    pub fn without_alibi(self) -> Self {
-        Self { alibi: false, ..self }
-    }
-
     /// How to launch; none if a block cannot hold a single tile a warp.
     pub fn plan(&self, limits: Limits) -> Option<Plan> {
         // A block's own structures (`Shared` in span.cuh): each warp's region, for queries and sums, and spans.
         let region = (self.head_dim.max(64) * 16).max(self.head_dim.div_ceil(32) * 512);
-        let of_warp = region + 896;
+        let (of_warp, stage, tile) = (region + 896, self.stage_bytes(), self.tile());
+        // By their bytes.
+        let rows_cost = ((64 * self.head_dim + stage / 2) / stage).max(1);
         let prefill = self.prefill(limits)?;
         let plan = |(warps, least): (usize, usize)| {
             let room = (limits.per_block & !127).saturating_sub(warps * of_warp);
             // More stages start with more waiting for memory than they save later.
-            let stages = (room / (warps * self.stage_bytes())).min(3);
-            let shared = (warps * (of_warp + stages * self.stage_bytes())).next_multiple_of(128);
-            (stages >= least).then_some(Plan { warps, stages, shared, prefill })
+            let stages = (room / (warps * stage)).min(3);
+            let shared = (warps * (of_warp + stages * stage)).next_multiple_of(128);
+            (stages >= least).then_some(Plan { warps, tile, rows_cost, stages, shared, prefill })
         };
         // With 12 warps a thread may have 168 registers; what 16 leave it is too few.
         [(12, 2), (8, 2), (4, 1)].into_iter().find_map(plan)
@@ -130,10 +131,14 @@ impl Shape {
         pairs.chain(single).map(plan).find(fits)
     }
 
+    fn tile(&self) -> usize {
+        let codes = self.k_bits < 16 && self.v_bits < 16;
+        if codes && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 }
+    }
+
     /// Bytes of a tile in shared memory: `STAGE_BYTES` in decode.cu.
     fn stage_bytes(&self) -> usize {
-        let codes = self.k_bits < 16 && self.v_bits < 16;
-        let tile = if codes && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 };
+        let tile = self.tile();
         let padded = |bytes: usize, pad: usize| bytes + bytes / 128 * pad;
         let side = |bits: usize, pad: usize, params: usize| {
             if bits < 16 {
@@ -156,6 +161,8 @@ impl Shape {
             ("PAGE_TOKENS", self.page_tokens),
             ("ALIBI", usize::from(self.alibi)),
             ("DECODE_WARPS", plan.warps),
+            ("TILE", plan.tile),
+            ("ROWS_COST", plan.rows_cost),
             ("STAGES", plan.stages),
             ("SHARED", plan.shared),
             ("PREFILL_BLOCKS", plan.prefill.blocks),

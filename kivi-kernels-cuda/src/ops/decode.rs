@@ -29,7 +29,9 @@ pub(super) struct DecodeParams {
     blocks: u32,
     query_blocks: u32,
     few: u32,
-    unused: u32,
+    warps: u32,
+    tile: u32,
+    rows_cost: u32,
 }
 
 /// What the blocks of a launch leave for each other, how many came and partial results, and a plan for those that are given none.
@@ -84,7 +86,12 @@ pub(super) fn shape<A: Act>(
 
 impl DecodeParams {
     /// With a plan and scratch of the caller or, if they are null, of `cuda`.
-    pub fn new<A: Act>(cuda: &Cuda<A>, attend: AttendParams, (few, plan, scratch): (u32, u64, u64)) -> Self {
+    pub fn new<A: Act>(
+        cuda: &Cuda<A>,
+        shape: Plan,
+        attend: AttendParams,
+        (few, plan, scratch): (u32, u64, u64),
+    ) -> Self {
         let Scratch { words, multiprocessors } = &cuda.scratch;
         let scratch = if scratch == 0 { words.device_ptr() } else { scratch };
         let at = |word: usize| scratch + 4 * word as u64;
@@ -96,7 +103,9 @@ impl DecodeParams {
             blocks: *multiprocessors as u32,
             query_blocks: attend.ratio().div_ceil(QUERIES) as u32,
             few,
-            unused: 0,
+            warps: shape.warps as u32,
+            tile: shape.tile as u32,
+            rows_cost: shape.rows_cost as u32,
         }
     }
 }
@@ -109,9 +118,9 @@ pub(super) fn decode<A: Act>(
     attend: AttendParams,
     (few, planned, scratch): (u32, u64, u64),
 ) -> Result<(), CudaError> {
-    let params = DecodeParams::new(cuda, attend, (few, planned, scratch));
+    let params = DecodeParams::new(cuda, plan, attend, (few, planned, scratch));
     if planned == 0 {
-        launch_plan(cuda, shape, params)?;
+        launch_plan(cuda, params)?;
     }
     let variant = Variant { kernel: "decode", shape: Some(shape), shared: plan.shared };
     let blocks = if attend.rows() > 0 { params.blocks as usize } else { 0 };

@@ -6,13 +6,12 @@ use super::attention::{AttendParams, few};
 use super::decode::{self, DecodeParams};
 use super::source;
 use crate::device::Cuda;
-use crate::jit::{Shape, Variant};
 use crate::raw::{RawCache, RawPlan, RawRows, RawStep};
 use crate::{Act, CudaError};
 
-source!(shaped "plan.cu": DecodeParams);
+source!("plan.cu": DecodeParams);
 
-/// Words of a plan for a block: `BlockPlan` in plan.cuh.
+/// Words of a plan for a block: `BlockPlan` in share.cuh.
 const PLAN_WORDS: usize = 24;
 
 /// Words of a plan for a device of so many multiprocessors.
@@ -31,18 +30,13 @@ pub(crate) fn plan_attend<A: Act>(cuda: &Cuda<A>, op: PlanAttendParts<'_, Cuda<A
 /// As for [`Cuda::plan_attend_raw`].
 pub(crate) unsafe fn plan_attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawPlan) -> Result<(), CudaError> {
     let params = AttendParams::new(op, [RawRows::default(); 2]);
-    let Some((shape, _)) = decode::shape(cuda, &op.cache.layout, &[], false) else { return Ok(()) };
-    launch_plan(cuda, shape, DecodeParams::new(cuda, params, (few(op.step.max_new), op.plan, 0)))
+    let Some((_, shape)) = decode::shape(cuda, &op.cache.layout, &[], false) else { return Ok(()) };
+    launch_plan(cuda, DecodeParams::new(cuda, shape, params, (few(op.step.max_new), op.plan, 0)))
 }
 
-/// Plans the launch of decode's kernel with these parameters; slopes make no difference.
-pub(super) fn launch_plan<A: Act>(
-    cuda: &Cuda<A>,
-    shape: Shape,
-    params: DecodeParams,
-) -> Result<(), CudaError> {
-    let variant = Variant { kernel: "plan_decode", shape: Some(shape.without_alibi()), shared: 0 };
+/// Plans the launch of decode's kernel with these parameters.
+pub(super) fn launch_plan<A: Act>(cuda: &Cuda<A>, params: DecodeParams) -> Result<(), CudaError> {
     let blocks = usize::from(params.attend.rows() > 0);
     // SAFETY: as the caller of `plan_attend_raw` or `attend_raw` says; a plan has words for each block of decode's.
-    unsafe { cuda.launch_variant(&SOURCE, variant, [blocks, 1, 1], params) }
+    unsafe { cuda.launch(&SOURCE, "plan_decode", [blocks, 1, 1], params) }
 }
