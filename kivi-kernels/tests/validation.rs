@@ -298,7 +298,7 @@ fn attention_needs_the_batchs_rows_and_a_cache_that_has_its_pages() {
 fn a_plan_of_attention_is_of_one_step_and_of_equal_heads_and_windows() {
     let (backend, cache, mut batch) = cache_and_batch();
     let tokens = [0; 2];
-    let mut step = |batch: &mut Batch<B>| {
+    let step = |batch: &mut Batch<B>| {
         let seqs = vec![sequence(&tokens, 64, &[2], [64, 0, 64, 2], 1)];
         batch.plan(&backend, &StepPlan { seqs }).expect("a good plan");
     };
