@@ -13,7 +13,7 @@ __device__ void plan_items(const DecodeParams& p, Shared& s, const Share& share,
     u32 lane = threadIdx.x % WARP, item = first + lane * step, part = share.parts > 1 ? blockIdx.x % share.parts : 0;
     Extent extent;
     u32 row = 0, from = 1, to = 0, piece = 1, cost = 0;
-    if (lane < team.warps * SPANS && item < share.items) {
+    if (lane < team.spans() && item < share.items) {
         row = item / share.units;
         extent = extent_at(p, row);
         cost = extent.cost(TILE, ROWS_COST);
@@ -31,7 +31,7 @@ __device__ void plan_items(const DecodeParams& p, Shared& s, const Share& share,
     }
     if (lane == 0) {
         s.n_spans[team.first] = __popc(some);
-        s.more[team.first] = share.parts == 1 && first + team.warps * SPANS * step < share.items;
+        s.more[team.first] = share.parts == 1 && first + team.spans() * step < share.items;
     }
 }
 
@@ -89,7 +89,7 @@ __device__ void plan(const DecodeParams& p, Shared& s, const Share& share, const
                 plan_line(p, s, share, round);
             }
         } else {
-            u32 step = gridDim.x * (DECODE_WARPS / team.warps), n = team.warps * SPANS;
+            u32 step = gridDim.x * (DECODE_WARPS / team.warps), n = team.spans();
             u32 first = share.parts > 1 ? blockIdx.x / share.parts : blockIdx.x + gridDim.x * (team.first / team.warps);
             plan_items(p, s, share, team, first + round * n * step, step);
         }

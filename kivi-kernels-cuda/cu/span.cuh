@@ -22,7 +22,7 @@ constexpr u32 V_PARAM_BYTES = V_CODES ? TILE * VALUE_GROUPS * 4 : 0;
 constexpr u32 K_PARAMS_AT = K_BYTES, V_AT = K_PARAMS_AT + K_PARAM_BYTES, V_PARAMS_AT = V_AT + V_BYTES;
 constexpr u32 STAGE_BYTES = V_PARAMS_AT + V_PARAM_BYTES;
 constexpr u32 ROWS_COST = KIVI_ROWS_COST;  // of 16 rows in full precision, in tiles
-constexpr u32 SPANS = 4;  // planned at a time, for each warp of a team
+constexpr u32 SPANS = 4;  // room for so many for each warp of a team
 
 constexpr float K_FOLD = 16.0f;         // in q'; q < 2 and scales below 512 make q' < 2^14
 constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales
@@ -58,13 +58,15 @@ struct Span {
 
 // Warps that do the same span, and wait for each other.
 struct Team {
-    u32 warps;  // a power of 2
+    u32 warps;  // a divisor of DECODE_WARPS
     u32 first;  // of them in the block
     u32 warp;   // this one among them
 
     __device__ explicit Team(u32 n) : warps(n), first(threadIdx.x / WARP / n * n), warp(threadIdx.x / WARP % n) {}
     __device__ u32 thread() const { return warp * WARP + threadIdx.x % WARP; }
     __device__ u32 threads() const { return warps * WARP; }
+    // Spans that are planned at a time, by a lane each.
+    __device__ u32 spans() const { return min(warps * SPANS, WARP); }
     __device__ void sync() const {
         if (warps == 1) {
             __syncwarp();
