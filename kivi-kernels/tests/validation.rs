@@ -322,10 +322,14 @@ fn a_plan_of_attention_is_of_one_step_and_of_equal_heads_and_windows() {
         let op = if let Some(window) = window { op.with_window(window).expect("a window") } else { op };
         op.into_parts().plan().is_some()
     };
-    ops::PlanAttend::new((&mut batch, 0), &cache, 4, Some(8)).expect("a plan");
+    let op = ops::PlanAttend::new((&mut batch, 0), &cache, 4, Some(8)).expect("a plan");
+    op.into_parts().done();
     assert!(batch.attention_is_planned(0) && planned(&batch, 4, Some(8)));
     assert!(!planned(&batch, 2, Some(8)), "other heads");
     assert!(!planned(&batch, 4, Some(9)) && !planned(&batch, 4, None), "other windows");
+    ops::PlanAttend::new((&mut batch, 0), &cache, 4, Some(8)).map(drop).expect("a plan");
+    assert!(!planned(&batch, 4, Some(8)), "an op that no backend ran");
+    ops::PlanAttend::new((&mut batch, 0), &cache, 4, Some(8)).expect("a plan").into_parts().done();
     step(&mut batch);
     assert!(!batch.attention_is_planned(0) && !planned(&batch, 4, Some(8)), "another step");
 }

@@ -192,3 +192,35 @@ impl Shape {
         shapes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_warps_as_shared_memory_keeps_busy() {
+        let [narrow, .., wide] = [2, 4, 16].map(|bits| Shape {
+            k_bits: bits,
+            v_bits: bits,
+            head_dim: 128,
+            group_size: 32,
+            page_tokens: 128,
+            alibi: false,
+        });
+        let of = |shape: &Shape, arch| {
+            let limits = Limits::of(arch);
+            let plan = shape.plan(limits).expect("a plan");
+            assert!(plan.shared <= limits.per_block, "{plan:?}");
+            (plan.warps, plan.stages, plan.tile)
+        };
+        assert_eq!(of(&narrow, "sm_90a"), (12, 3, 32));
+        assert_eq!(of(&narrow, "sm_86"), (8, 2, 32));
+        assert_eq!(of(&wide, "sm_90a"), (8, 3, 16));
+        assert_eq!(of(&wide, "sm_86"), (4, 2, 16));
+        for shape in Shape::covering() {
+            for arch in ["sm_80", "sm_86", "sm_90a"] {
+                of(&shape, arch);
+            }
+        }
+    }
+}

@@ -19,11 +19,17 @@ pub(crate) fn plan_words(multiprocessors: usize) -> usize {
     PLAN_WORDS * multiprocessors
 }
 
-pub(crate) fn plan_attend<A: Act>(cuda: &Cuda<A>, op: PlanAttendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
-    let PlanAttendParts { batch, group, cache, n_heads, window } = op;
+pub(crate) fn plan_attend<A: Act>(
+    cuda: &Cuda<A>,
+    mut op: PlanAttendParts<'_, Cuda<A>>,
+) -> Result<(), CudaError> {
+    let PlanAttendParts { ref mut batch, group, cache, n_heads, window } = op;
     let (step, plan) = (RawStep::new(batch, group), batch.groups[group].plan.at_mut(0));
+    let raw = RawPlan { plan, cache: RawCache::from(cache), step, n_heads, window };
     // SAFETY: `PlanAttend::new` checked group and heads, `Batch::plan` the counts; the buffer has `attend_plan_words`.
-    unsafe { plan_attend_raw(cuda, &RawPlan { plan, cache: RawCache::from(cache), step, n_heads, window }) }
+    unsafe { plan_attend_raw(cuda, &raw) }?;
+    op.done();
+    Ok(())
 }
 
 /// # Safety

@@ -70,6 +70,15 @@ op! {
     }
 }
 
+impl<B: Backend> PlanAttendParts<'_, B> {
+    /// Lets the [`Attend`]s of the step use the plan: for the backend, behind the op that writes it.
+    pub fn done(self) {
+        let (layout, kv_heads) = (*self.cache.layout(), self.cache.n_kv_heads());
+        let planned = Planned { layout, kv_heads, heads: self.n_heads, window: self.window };
+        self.batch.groups[self.group].planned = Some(planned);
+    }
+}
+
 /// What [`PlanAttend`] was told of [`Attend`]s besides their step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Planned {
@@ -94,8 +103,7 @@ impl<'a, B: Backend> PlanAttend<'a, B> {
         cache.query_heads(op, n_heads.saturating_mul(cache.layout().head_dim()))?;
         check_group(op, cache, batch, group)?;
         ensure(window != Some(0), op, "window", || "at least 1 token".into(), 0)?;
-        let (layout, kv_heads) = (*cache.layout(), cache.n_kv_heads());
-        batch.groups[group].planned = Some(Planned { layout, kv_heads, heads: n_heads, window });
+        batch.groups[group].planned = None;
         Ok(Self(PlanAttendParts { batch, group, cache, n_heads, window }))
     }
 }
