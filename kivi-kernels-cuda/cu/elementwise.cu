@@ -1,7 +1,8 @@
-// elementwise.cu: activations and residual connections, one thread an element.
+// elementwise.cu: activations and residual connections. Blocks along x share a row, those along y the rows.
 //   activate  out = f(x) * up, or f(x)
 //   add       out = out + x
-#include "kivi.cuh"
+// A thread takes an element, or in *_packs a pack.
+#include "packs.cuh"
 
 struct ElementwiseParams {
     Act* out;       // [rows, cols]
@@ -33,21 +34,47 @@ __device__ float activation(u32 kind, float x) {
     }
 }
 
+// Calls f with what is at a thread's columns of each row, N at a time.
+template <u32 N, class F>
+__device__ __forceinline__ void each_element(const ElementwiseParams& p, F f) {
+    u32 j = (blockIdx.x * BLOCK + threadIdx.x) * N;
+    for (u64 row = blockIdx.y; j < p.cols && row < p.rows; row += gridDim.y) {
+        f(p.out + row * p.out_stride + j, p.x + row * p.x_stride + j, p.up + row * p.up_stride + j);
+    }
+}
+
 extern "C" __global__ void activate(ElementwiseParams p) {
     wait_for_launch_before();
-    for (u64 i = grid_thread(); i < p.rows * p.cols; i += grid_threads()) {
-        u64 row = i / p.cols, j = i % p.cols;
-        float y = activation(p.activation, to_f32(p.x[row * p.x_stride + j]));
-        float up = p.up ? to_f32(p.up[row * p.up_stride + j]) : 1.0f;
-        store(&p.out[row * p.out_stride + j], y * up);
-    }
+    each_element<1>(p, [&](Act* out, const Act* x, const Act* up) {
+        store(out, activation(p.activation, to_f32(*x)) * (p.up ? to_f32(*up) : 1.0f));
+    });
+}
+
+extern "C" __global__ void activate_packs(ElementwiseParams p) {
+    wait_for_launch_before();
+    each_element<PACK>(p, [&](Act* out, const Act* x, const Act* up) {
+        Pack<Act> xs = read(x), ups = p.up ? read(up) : Pack<Act>();
+#pragma unroll
+        for (u32 i = 0; i < PACK; ++i) {
+            xs.set(i, activation(p.activation, xs[i]) * (p.up ? ups[i] : 1.0f));
+        }
+        write(out, xs);
+    });
 }
 
 extern "C" __global__ void add(ElementwiseParams p) {
     wait_for_launch_before();
-    for (u64 i = grid_thread(); i < p.rows * p.cols; i += grid_threads()) {
-        u64 row = i / p.cols, j = i % p.cols;
-        Act* out = &p.out[row * p.out_stride + j];
-        store(out, to_f32(*out) + to_f32(p.x[row * p.x_stride + j]));
-    }
+    each_element<1>(p, [&](Act* out, const Act* x, const Act*) { store(out, to_f32(*out) + to_f32(*x)); });
+}
+
+extern "C" __global__ void add_packs(ElementwiseParams p) {
+    wait_for_launch_before();
+    each_element<PACK>(p, [&](Act* out, const Act* x, const Act*) {
+        Pack<Act> sums = read(out), xs = read(x);
+#pragma unroll
+        for (u32 i = 0; i < PACK; ++i) {
+            sums.set(i, sums[i] + xs[i]);
+        }
+        write(out, sums);
+    });
 }

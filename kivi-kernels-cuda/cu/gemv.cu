@@ -4,7 +4,7 @@
 // in a fixed order. Weights and x are read 16 bytes at a time: in_features and strides are multiples of 8 elements.
 // A warp asks for its first weights before it waits for the launch before, which hides the way to memory behind that one's
 // end: weights that no launch writes are there at any time.
-#include "kivi.cuh"
+#include "packs.cuh"
 
 struct GemvParams {
     Act* out;            // [rows, out_features]
@@ -22,28 +22,7 @@ struct GemvParams {
 };
 KIVI_CHECK_SIZE(GemvParams);
 
-constexpr u32 PACK = 8;   // elements that a lane takes at a time
-constexpr u32 LOADS = 4;  // of 16 bytes of weights, that a lane has on their way
-
-// PACK elements as they are read.
-template <class T>
-struct Pack {
-    uint4 quads[PACK * sizeof(T) / sizeof(uint4)];
-    __device__ float operator[](u32 i) const { return to_f32(((const T*)quads)[i]); }
-};
-
-// Weights are read once, x again and again.
-template <class T>
-__device__ __forceinline__ Pack<T> stream(const T* from) {
-    Pack<T> pack;
-#pragma unroll
-    for (u32 i = 0; i < sizeof(pack) / sizeof(uint4); ++i) {
-        pack.quads[i] = __ldcs((const uint4*)from + i);
-    }
-    return pack;
-}
-
-__device__ __forceinline__ Pack<Act> read(const Act* from) { return *(const Pack<Act>*)from; }
+constexpr u32 LOADS = 6;  // of 16 bytes of weights, that a lane has on their way
 
 // The sums of one lane.
 template <u32 ROWS, u32 FEATURES>

@@ -28,19 +28,19 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 constexpr u32 BLOCK = KIVI_BLOCK;  // threads of a block of every kernel
 constexpr u32 WARPS = BLOCK / WARP;
 
-// Waits until the launch before this one is done and what it wrote can be read, then lets the launch behind it start. Every
-// thread of every kernel begins with it: before it touches memory that a launch may write, and before it may return.
+// Lets the launch behind this one start, then waits until the one before is done and what it wrote can be read. Every thread of
+// every kernel begins with it: before it touches memory that a launch may write, and before it may return.
 //
 // Launches overlap (programmatic dependent launch, see launch.rs): a grid starts when each block of the one before has come
-// to here or has ended, so that it is loaded and under way when its turn comes. That is safe because each block waits first:
-//   - a grid is done only after the one before it, hence after all before: who has waited for one has waited for all;
-//   - a grid starts only when the last but one is done, so that two are under way, never three.
-// A block that returned without waiting would break the first, one that let the next start before it waited the second.
+// to here, so that it is loaded and under way when its turn comes, be the one before it still waiting. That is safe because each
+// block waits: a grid is done only after the one before it, hence after all before, and who has waited for one has waited for
+// all. A block that returned without waiting would break that. Blocks that wait keep no room from those that they wait for: these
+// have all started before.
 // It is nothing where launches do not overlap: below sm_90, and behind whatever is no kernel.
 __device__ __forceinline__ void wait_for_launch_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

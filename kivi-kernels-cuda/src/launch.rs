@@ -22,10 +22,8 @@ use crate::{Act, CudaError};
 /// Threads of a block of every kernel that does not say otherwise, eight warps; the sources are told when they are compiled.
 pub(crate) const BLOCK: usize = 256;
 
-/// Blocks for a kernel that loops over `elements` with the threads of its whole grid: enough to fill any device.
-pub(crate) fn blocks_for(elements: usize) -> usize {
-    elements.div_ceil(BLOCK).min(1 << 16)
-}
+/// Most blocks of a grid along y; kernels loop where there are more rows.
+pub(crate) const MAX_DOWN: usize = 65_535;
 
 /// Whether a device of compute capability `major` overlaps launches with a driver of such a CUDA version.
 pub(crate) fn can_overlap(major: usize, driver: Option<(i32, i32)>) -> bool {

@@ -59,6 +59,7 @@ const HEADERS: &[(&str, &str)] = &headers![
     "fill.cuh",
     "kivi.cuh",
     "pack.cuh",
+    "packs.cuh",
     "page.cuh",
     "plan.cuh",
     "products.cuh",

@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 use kivi_kernels::ops::{ActivateParts, Activation, AddParts};
 
-use super::{at, at_mut, source};
+use super::{PACK, at, at_mut, source};
 use crate::device::Cuda;
-use crate::launch::blocks_for;
+use crate::launch::{BLOCK, MAX_DOWN};
 use crate::{Act, CudaError};
 
 source!("elementwise.cu": ElementwiseParams);
@@ -48,7 +48,7 @@ pub(crate) fn activate<A: Act>(cuda: &Cuda<A>, op: ActivateParts<'_, Cuda<A>>) -
         activation: number(activation),
     };
     // SAFETY: `Activate::new` checked that all views have the same shape.
-    unsafe { cuda.launch(&SOURCE, "activate", [blocks_for(x.rows() * x.cols()), 1, 1], params) }
+    unsafe { launch(cuda, ["activate", "activate_packs"], params) }
 }
 
 pub(crate) fn add<A: Act>(cuda: &Cuda<A>, op: AddParts<'_, Cuda<A>>) -> Result<(), CudaError> {
@@ -65,5 +65,22 @@ pub(crate) fn add<A: Act>(cuda: &Cuda<A>, op: AddParts<'_, Cuda<A>>) -> Result<(
         activation: 0,
     };
     // SAFETY: `Add::new` checked that both views have the same shape.
-    unsafe { cuda.launch(&SOURCE, "add", [blocks_for(x.rows() * x.cols()), 1, 1], params) }
+    unsafe { launch(cuda, ["add", "add_packs"], params) }
+}
+
+/// Queues the kernel for single elements, or the one for packs where rows are made of them.
+///
+/// # Safety
+/// The views of `p` have its rows and columns.
+unsafe fn launch<A: Act>(
+    cuda: &Cuda<A>,
+    [single, packs]: [&'static str; 2],
+    p: ElementwiseParams,
+) -> Result<(), CudaError> {
+    let whole = [p.out, p.x, p.up].iter().all(|row| row.is_multiple_of(16))
+        && [p.out_stride, p.x_stride, p.up_stride, u64::from(p.cols)].iter().all(|n| n.is_multiple_of(PACK));
+    let (kernel, each) = if whole { (packs, PACK as usize) } else { (single, 1) };
+    let grid = [(p.cols as usize).div_ceil(BLOCK * each), (p.rows as usize).min(MAX_DOWN), 1];
+    // SAFETY: as the caller says; the kernels keep to rows and columns.
+    unsafe { cuda.launch(&SOURCE, kernel, grid, p) }
 }

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::linear::LinearParams;
-use super::source;
+use super::{PACK, source};
 use crate::device::Cuda;
 use crate::launch::BLOCK;
 use crate::{Act, CudaError};
@@ -12,8 +12,6 @@ source!("gemv.cu": GemvParams);
 
 /// Most rows that the kernel takes.
 pub(super) const MOST_ROWS: u64 = 8;
-/// Elements that a lane reads at a time: `PACK` in `gemv.cu`.
-const PACK: u64 = 8;
 /// Warps of a block.
 const WARPS: u64 = BLOCK as u64 / 32;
 /// Warps of a multiprocessor that keep its memory busy.

@@ -7,14 +7,13 @@ use kivi_kernels::{DType, Weight};
 use super::{at, at_mut, at_or_null, gemv, source, weight};
 use crate::blas::{Operands, Shape};
 use crate::device::Cuda;
+use crate::launch::MAX_DOWN;
 use crate::{Act, CudaError};
 
 source!("linear.cu": EmbedParams, LinearParams);
 
 /// Rows and columns of the outputs of a block: `TILE` in `linear.cu`.
 const TILE: usize = 16;
-/// Most blocks of a grid along y; they loop where there are more rows.
-const MAX_DOWN: usize = 65_535;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]

@@ -56,6 +56,9 @@ pub(crate) const SOURCES: &[&Source] = &[
     &prefill::SOURCE,
 ];
 
+/// Elements that a thread reads at a time, 16 bytes of activations: `PACK` in `packs.cuh`.
+const PACK: u64 = 8;
+
 /// Declares a `SOURCE` and the structs that its kernels take.
 macro_rules! source {
     ($file:literal: $($params:ident),*) => { source! { @ false $file: $($params),* } };

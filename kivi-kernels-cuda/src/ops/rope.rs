@@ -5,10 +5,13 @@ use kivi_kernels::ops::RopeParts;
 
 use super::{at_mut, at_or_null, source};
 use crate::device::Cuda;
-use crate::launch::blocks_for;
+use crate::launch::{BLOCK, MAX_DOWN};
 use crate::{Act, CudaError};
 
 source!("rope.cu": RopeParams);
+
+/// Heads that a thread turns: `HEADS` in `rope.cu`.
+const HEADS: usize = 4;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -40,8 +43,13 @@ pub(crate) fn rope<A: Act>(cuda: &Cuda<A>, op: RopeParts<'_, Cuda<A>>) -> Result
         d: (rotary_dim / 2) as u32,
         scaling,
     };
-    let pairs = x.rows() * heads * (rotary_dim / 2);
+    // Both elements of a pair of neighbours lie in one word.
+    let pairs = params.x.is_multiple_of(4)
+        && [params.stride, head_dim as u64, params.d.into()].iter().all(|n| n % 2 == 0);
+    let (kernel, each) = if pairs { ("rope_pairs", 2) } else { ("rope", 1) };
+    let items = heads.div_ceil(HEADS) * (rotary_dim / 2 / each);
+    let grid = [items.div_ceil(BLOCK), x.rows().min(MAX_DOWN), 1];
     // SAFETY: `Rope::new` checked the view, `rotary_dim`, the frequencies and the length of both lists; that rows name
     // tables that there are is the op's contract with its caller.
-    unsafe { cuda.launch(&SOURCE, "rope", [blocks_for(pairs), 1, 1], params) }
+    unsafe { cuda.launch(&SOURCE, kernel, grid, params) }
 }

@@ -29,6 +29,8 @@ impl NormData {
             Self { rows: 0, ..data.clone() },
             Self { rows: 130, cols: 33, ..data.clone() },
             Self { rows: 2, cols: 5000, ..data.clone() },
+            Self { rows: 2, cols: 8192, ..data.clone() },
+            Self { rows: 2, cols: 8200, ..data.clone() },
             Self { offset: 10.0, ..data.clone() },
             Self { size: 1e-3, ..data.clone() },
             Self { size: 100.0, ..data.clone() },
