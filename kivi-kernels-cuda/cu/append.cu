@@ -1,6 +1,7 @@
 // append.cu: writing the cache of one layout, each element read once; cache.cu has the kernels for the others.
 //   append       grid (2 n_kv_heads, parts, n_seqs): keys of the heads, then values; the parts share a head's new tokens
 //   append_step  grid (n_kv_heads / heads, n_seqs): few new tokens; a warp for the keys of a head, and one for the values
+//   append_rows, append_due  the same in two launches, for many sequences: without keys that are due, and those alone
 //
 // One launch does a step, prompts too. All reading and writing of a ring is one block's: part 0 of a head packs what is
 // due from the ring, then stores new rows there. Other tiles come from the new rows alone. In a step of few tokens it is
@@ -134,22 +135,42 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams p) {
-    wait_for_launch_before();
+// A warp's part of the heads of a block.
+__device__ __forceinline__ void rows_of_block(const AppendParams& p) {
     const Cache& c = p.cache;
-    u32 first = blockIdx.x * p.heads, seq = blockIdx.y, warp = threadIdx.x / WARP, head = first + warp / 2;
-    bool due = K_CODES && c.k.packed[seq] < c.k.packed_next[seq];
-    if (!c.active[seq]) {
-        return;
-    }
-    if (warp < 2 * p.heads && head < c.n_kv_heads) {
+    u32 seq = blockIdx.y, warp = threadIdx.x / WARP, head = blockIdx.x * p.heads + warp / 2;
+    if (c.active[seq] && warp < 2 * p.heads && head < c.n_kv_heads) {
         if (warp % 2) {
             append_few<false>(c, c.v, seq, head);
         } else {
             append_few<true>(c, c.k, seq, head);
         }
     }
-    for (head = first; due && head < min(first + p.heads, c.n_kv_heads); ++head) {
+}
+
+// Keys of the heads of a block, if they are due.
+__device__ __forceinline__ void due_keys_of_block(const AppendParams& p) {
+    const Cache& c = p.cache;
+    u32 seq = blockIdx.y, first = blockIdx.x * p.heads;
+    bool due = K_CODES && c.active[seq] && c.k.packed[seq] < c.k.packed_next[seq];
+    for (u32 head = first; due && head < min(first + p.heads, c.n_kv_heads); ++head) {
         append_many<true>(c, c.k, seq, head, 0, 1);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams p) {
+    wait_for_launch_before();
+    rows_of_block(p);
+    due_keys_of_block(p);
+}
+
+// Keys that are due take twice the registers, which would leave room for half as many warps.
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) append_rows(AppendParams p) {
+    wait_for_launch_before();
+    rows_of_block(p);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_due(AppendParams p) {
+    wait_for_launch_before();
+    due_keys_of_block(p);
 }

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use kivi_kernels::ops::AppendParts;
+use kivi_quant::Side;
 
 use super::cache::{self, Cache};
 use super::{decode, rows, source};
@@ -23,6 +24,9 @@ const FEW: usize = 8;
 const MAX_HEADS: usize = BLOCK / 64;
 /// Blocks that are enough for any device: with fewer heads to a block, keys that are due take less time.
 const ENOUGH: usize = 256;
+
+/// Blocks of it that a multiprocessor holds at a time; where there are more, two launches take less time than one.
+const BLOCKS: usize = 2;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -52,14 +56,20 @@ pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Resul
         return unsafe { cache::append(cuda, params, (cache, step)) };
     };
     let heads = (cache.n_kv_heads * step.n_seqs).div_ceil(ENOUGH).clamp(1, MAX_HEADS);
-    let (kernel, grid) = if step.max_new <= FEW {
-        ("append_step", [cache.n_kv_heads.div_ceil(heads), step.n_seqs, 1])
-    } else {
-        let parts = step.max_new.div_ceil(TILE).clamp(1, MAX_PARTS);
-        ("append", [2 * cache.n_kv_heads, parts, step.n_seqs])
-    };
-    let variant = Variant { kernel, shape: Some(shape), shared: 0 };
     let params = AppendParams { cache: params, heads: heads as u32, unused: 0 };
-    // SAFETY: as the caller says; the kernels keep to what counts and page tables say is due.
-    unsafe { cuda.launch_variant(&SOURCE, variant, grid, params) }
+    let launch = |kernel, grid| {
+        let variant = Variant { kernel, shape: Some(shape), shared: 0 };
+        // SAFETY: as the caller says; the kernels keep to what counts and page tables say is due.
+        unsafe { cuda.launch_variant(&SOURCE, variant, grid, params) }
+    };
+    if step.max_new > FEW {
+        let parts = step.max_new.div_ceil(TILE).clamp(1, MAX_PARTS);
+        return launch("append", [2 * cache.n_kv_heads, parts, step.n_seqs]);
+    }
+    let grid = [cache.n_kv_heads.div_ceil(heads), step.n_seqs, 1];
+    if grid[0] * grid[1] <= BLOCKS * cuda.multiprocessors {
+        return launch("append_step", grid);
+    }
+    launch("append_rows", grid)?;
+    if cache.layout.bits(Side::Key).is_quantized() { launch("append_due", grid) } else { Ok(()) }
 }

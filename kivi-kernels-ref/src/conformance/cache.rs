@@ -117,7 +117,9 @@ pub(super) fn by_hand(exact: bool) -> Vec<CacheCase> {
     cases.extend(steps());
     cases.extend(masks());
     cases.extend(contents());
-    if !exact {
+    if exact {
+        cases.push(crowd());
+    } else {
         cases.extend(picks());
     }
     cases.iter_mut().zip(1..).for_each(|(case, seed)| case.seed = seed);
@@ -209,6 +211,12 @@ fn steps() -> Vec<CacheCase> {
         cases.push(CacheCase { seqs: seqs([(2060, 9), (0, 400)]), ..case });
     }
     cases
+}
+
+/// A step of more heads than a device writes at a time.
+fn crowd() -> CacheCase {
+    let seqs = (0..150).map(|i| SeqCase::new(40 + i % 30, 1)).collect();
+    CacheCase { seqs, n_kv_heads: 8, gqa: 1, ..base(Bits::B2, Bits::B2, 32, 32, 64) }
 }
 
 /// Windows, slopes, sinks.
