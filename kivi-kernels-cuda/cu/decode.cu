@@ -28,7 +28,7 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Team& team, u3
     Queries q;
     q.fetch(team, a.q + span.row * a.q_stride + (u64)head * HEAD_DIM, n);
     if (i == 0) {
-        copies.restart(c, sh, team);
+        copies.restart(c, sh);
     }
     q.load(a, sh, team, head, n);
     State s;
@@ -37,38 +37,34 @@ __device__ void run_span(const DecodeParams& p, Shared& sh, const Team& team, u3
         use_rows(c, span, tile, q, s);
     }
     unsettle(s);
-    u32 token = token_of(span, span.tile + team.warp), end = token_of(span, span.tile_end), step = copies.step;
-    u32 packed = min(end, min(span.extent.k_packed, span.extent.v_packed)), start = span.extent.start;
-    while (token < end) {
-        if (token < start || token + TILE > packed) {
-            use_tile<false>(c, span, copies.wait(), token, q, s);
-            copies.release(c, sh);
-            token += step;
-        }
-        // By themselves, so that what seldom happens takes none of their registers.
-        for (; token + TILE <= packed; token += step) {
-            use_tile<true>(c, span, copies.wait(), token, q, s);
-            copies.release(c, sh);
-        }
+    Walk walk;
+    walk.enter(span, team);
+    // By themselves, so that what seldom happens takes none of their registers.
+    while (walk.wide()) {
+        use_tile<true, WIDE_TILE>(c, span, copies.wait(), walk.token, q, s);
+        copies.release(c, sh);
+        walk.next_wide(span, team);
+    }
+    for (; walk.more(); walk.next(team)) {
+        use_tile<false, TILE>(c, span, copies.wait(), walk.token, q, s);
+        copies.release(c, sh);
     }
     settle(s);
     Act* out = a.out + span.row * a.out_stride + (u64)head * HEAD_DIM;
-    if (span.parts == 1) {
-        bool active = span.extent.active;
-        add_warps(sh, team, s, n, [&](u32 query, u32 channel, float4 sum, float2 totals) {
-            emit_quad(out + query * HEAD_DIM + channel, sum, active ? totals.y : INFINITY);
-        });
-        return;
-    }
     float* partial = p.partials + (u64)span.slot * PARTIAL;
+    bool whole = span.parts == 1, active = span.extent.active;
     add_warps(sh, team, s, n, [&](u32 query, u32 channel, float4 sum, float2 totals) {
-        __stcg((float4*)(partial + query * HEAD_DIM + channel), sum);
+        u32 at = query * HEAD_DIM + channel;
+        if (whole) {
+            return emit_quad(out + at, sum, active ? totals.y : INFINITY);
+        }
+        __stcg((float4*)(partial + at), sum);
         if (channel == 0) {
             __stcg(partial + QUERIES * HEAD_DIM + query, totals.x);
             __stcg(partial + QUERIES * HEAD_DIM + QUERIES + query, totals.y);
         }
     });
-    if (arrive(p, sh, span)) {
+    if (!whole && arrive(p, sh, span)) {
         add_partials(p, sh, span, n, out);
     }
 }

@@ -23,7 +23,7 @@ __device__ void plan_items(const DecodeParams& p, Shared& s, const Share& share,
     }
     u32 some = __ballot_sync(ALL_LANES, from < to), before = __popc(some & ((1u << lane) - 1));
     if (from < to) {
-        Span span = span_of(p.attend.cache, extent, row, item - row * share.units, from, to);
+        Span span = span_of(p.attend.cache, extent, team.warps, row, item - row * share.units, from, to);
         span.parts = (cost + piece - 1) / piece;
         span.first_block = blockIdx.x - part;
         span.slot = 2 * blockIdx.x + (part == 0);
@@ -49,7 +49,7 @@ __device__ Span next_span(const DecodeParams& p, Shared& s, const Share& share, 
     u64 cost = s.extent.cost(TILE, ROWS_COST);
     u32 unit = (u32)divide(s.line - s.row_start, cost);
     u64 first = s.row_start + unit * cost, last = first + cost;
-    Span span = span_of(p.attend.cache, s.extent, s.row, unit, (u32)(s.line - first), (u32)(min(end, last) - first));
+    Span span = span_of(p.attend.cache, s.extent, DECODE_WARPS, s.row, unit, (u32)(s.line - first), (u32)(min(end, last) - first));
     span.first_block = share.block_at(first);
     span.parts = share.block_at(last - 1) - span.first_block + 1;
     span.slot = 2 * blockIdx.x + (span.first_block == blockIdx.x);

@@ -19,9 +19,10 @@ __device__ __forceinline__ u32 largest_params(u32 at, u32 lane) {
 
 __device__ __forceinline__ bool from_512(u32 pair) { return ((pair + 0x20002000) & 0x80008000) != 0; }
 
-// Multiplies the key scales of a tile by WIDE_FOLD.
+// Multiplies the key scales of a tile of M times 16 tokens by WIDE_FOLD.
+template <u32 M>
 __device__ void fold_scales(u32 stage, u32 lane) {
-    for (u32 i = lane * 16; i < HEAD_DIM * 4; i += WARP * 16) {
+    for (u32 i = lane * 16; i < KEY_GROUPS<16 * M> * HEAD_DIM * 4; i += WARP * 16) {
         u32 w[4], at = stage + K_PARAMS_AT + padded<K_PARAMS_PAD>(i), fold = pack(WIDE_FOLD, WIDE_FOLD, __half());
         read_shared(w, at);
         w[0] = multiply_f16(w[0], fold);
@@ -31,13 +32,14 @@ __device__ void fold_scales(u32 stage, u32 lane) {
     __syncwarp();
 }
 
-// The largest scales and zeros of a lane's part of a tile.
+// The largest scales and zeros of a lane's part of it.
+template <u32 M>
 struct Largest {
     u32 k, v;
 
     __device__ __forceinline__ Largest(u32 stage, u32 lane)
-        : k(K_CODES ? largest_params<HEAD_DIM * 4, K_PARAMS_PAD>(stage + K_PARAMS_AT, lane) : 0),
-          v(V_CODES ? largest_params<V_PARAM_BYTES, 0>(stage + V_PARAMS_AT, lane) : 0) {}
+        : k(K_CODES ? largest_params<KEY_GROUPS<16 * M> * HEAD_DIM * 4, K_PARAMS_PAD>(stage + K_PARAMS_AT, lane) : 0),
+          v(V_CODES ? largest_params<16 * M * VALUE_GROUPS * 4, 0>(stage + V_PARAMS_AT, lane) : 0) {}
 
     // Whether a lane has some of 512 or more.
     __device__ __forceinline__ bool wide() const { return __any_sync(ALL_LANES, from_512(max_f16(k, v))); }
@@ -45,49 +47,57 @@ struct Largest {
 
 // What logits of a tile with wide scales are to be multiplied by: not 1 if they are of keys, and are then folded. s learns
 // it if they are of values.
-__device__ float narrow(u32 stage, u32 lane, const Largest& largest, State& s) {
+template <u32 M>
+__device__ float narrow(u32 stage, u32 lane, const Largest<M>& largest, State& s) {
     if (__any_sync(ALL_LANES, from_512(largest.v))) {
         s.widen();
     }
     if (!__any_sync(ALL_LANES, from_512(largest.k))) {
         return 1.0f;
     }
-    fold_scales(stage, lane);
+    fold_scales<M>(stage, lane);
     return 1 / WIDE_FOLD;
 }
 
 // Logits of a tile over codes, relative to the reference, as those below. Products over codes are multiplied by `by`.
+template <u32 M>
 __device__ __forceinline__ void code_logits(u32 stage, float by, const Queries& q, const State& s, Words& words,
-                                            float (&y)[M_TILES][4]) {
+                                            float (&y)[M][4]) {
+    constexpr u32 GROUPS = KEY_GROUPS<16 * M>, OF_GROUP = M / GROUPS;
     u32 g = q.lane / 4, t = q.lane % 4, codes = stage + g * (K_WORDS * 4);
-    KeyWords low[M_TILES], high[M_TILES];
-    float zero[4] = {}, c[M_TILES][4] = {};
+    KeyWords low[M], high[M];
+    float zero[GROUPS][4] = {}, c[M][4] = {};
     u32 zeros[4], queries[4];
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
-        u32(&w)[4] = words.x[i % 2];  // scales, zeros, scales, zeros; for columns that are queries
-        read_shared(w, stage + K_PARAMS_AT + KeyWords::params_at(i, t, padded<K_PARAMS_PAD>), q.needed);
         if (i % 2 == 0) {
             read_shared(zeros, q.at + i / 2 * PAIR_BYTES);
             read_shared(queries, q.at + i / 2 * PAIR_BYTES + CODES_AT);
         }
-        // Rows g: scales, of no use; row 8: zeros; those behind it the same or anything.
-        mma(zero, w, zeros[i % 2 * 2], zeros[i % 2 * 2 + 1], __half());
-        u32 folded[2] = {multiply_f16(w[0], queries[i % 2 * 2]), multiply_f16(w[2], queries[i % 2 * 2 + 1])};
 #pragma unroll
-        for (u32 m = 0; m < M_TILES; ++m) {
-            low[m].load(i, codes + 16 * m * (K_WORDS * 4), t);
-            high[m].load(i, codes + (16 * m + 8) * (K_WORDS * 4), t);
-            mma(c[m], {low[m].pair(i, 0), high[m].pair(i, 0), low[m].pair(i, 1), high[m].pair(i, 1)}, folded[0],
-                folded[1], __half());
+        for (u32 group = 0; group < GROUPS; ++group) {
+            u32(&w)[4] = words.x[(i * GROUPS + group) % 2];  // scales, zeros, scales, zeros; for columns that are queries
+            u32 params = stage + K_PARAMS_AT + padded<K_PARAMS_PAD>(group * HEAD_DIM * 4);
+            read_shared(w, params + KeyWords::params_at(i, t, padded<K_PARAMS_PAD>), q.needed);
+            // Rows g: scales, of no use; row 8: zeros; those behind it the same or anything.
+            mma(zero[group], w, zeros[i % 2 * 2], zeros[i % 2 * 2 + 1], __half());
+            u32 folded[2] = {multiply_f16(w[0], queries[i % 2 * 2]), multiply_f16(w[2], queries[i % 2 * 2 + 1])};
+#pragma unroll
+            for (u32 m = group * OF_GROUP; m < (group + 1) * OF_GROUP; ++m) {
+                low[m].load(i, codes + 16 * m * (K_WORDS * 4), t);
+                high[m].load(i, codes + (16 * m + 8) * (K_WORDS * 4), t);
+                mma(c[m], {low[m].pair(i, 0), high[m].pair(i, 0), low[m].pair(i, 1), high[m].pair(i, 1)}, folded[0],
+                    folded[1], __half());
+            }
         }
     }
 #pragma unroll
     for (u32 e = 0; e < 2; ++e) {
-        float of_zeros = __shfl_sync(ALL_LANES, zero[2 + e], t);
-        float norm = q.norm[e] * by, base = of_zeros * (K_FOLD / SUBNORMAL) * q.norm[e] - s.reference[e];
+        float norm = q.norm[e] * by;
 #pragma unroll
-        for (u32 m = 0; m < M_TILES; ++m) {
+        for (u32 m = 0; m < M; ++m) {
+            float of_zeros = __shfl_sync(ALL_LANES, zero[m / OF_GROUP][2 + e], t);
+            float base = of_zeros * (K_FOLD / SUBNORMAL) * q.norm[e] - s.reference[e];
             y[m][e] = c[m][e] * norm + base;
             y[m][2 + e] = c[m][2 + e] * norm + base;
         }
@@ -95,10 +105,11 @@ __device__ __forceinline__ void code_logits(u32 stage, float by, const Queries& 
 }
 
 // Logits of a tile over rows in shared memory.
-__device__ __forceinline__ void row_logits(u32 stage, const Queries& q, const State& s, float (&y)[M_TILES][4]) {
+template <u32 M>
+__device__ __forceinline__ void row_logits(u32 stage, const Queries& q, const State& s, float (&y)[M][4]) {
     u32 row = stage + (q.lane % 16) * (ROW_STRIDE * 2) + q.lane / 16 * 16;
 #pragma unroll
-    for (u32 m = 0; m < M_TILES; ++m) {
+    for (u32 m = 0; m < M; ++m) {
         float c[4] = {};
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
@@ -137,14 +148,15 @@ __device__ __forceinline__ void load_scales(u32 (&x)[4], u32 at, bool needed) {
 }
 
 // Adds the values of a tile of codes, weighted.
-__device__ __forceinline__ void mix_codes(u32 stage, const Queries& q, State& s, Words& words, const u32 (&p)[M_TILES][2]) {
+template <u32 M>
+__device__ __forceinline__ void mix_codes(u32 stage, const Queries& q, State& s, Words& words, const u32 (&p)[M][2]) {
     constexpr u32 PAIR = 2 * VALUE_GROUPS * 4;  // bytes of the scales and zeros of a pair of tokens
     u32 g = q.lane / 4, t = q.lane % 4, params = stage + V_PARAMS_AT + t * PAIR;
     constexpr u32 ONES = 0x3c003c00;
     // Rows beyond the groups, up to row 8, are of no use.
     u32 zeros = params + VALUE_GROUPS * 4 + min(g, VALUE_GROUPS - 1) * 4;
 #pragma unroll
-    for (u32 m = 0; m < M_TILES; ++m) {
+    for (u32 m = 0; m < M; ++m) {
         ValueWords low, high;
         low.load(g, [&](u32 byte) { return value_at(stage, 8 * m, t, byte); });
         high.load(g, [&](u32 byte) { return value_at(stage, 8 * m + 4, t, byte); });
@@ -171,10 +183,11 @@ __device__ __forceinline__ void mix_codes(u32 stage, const Queries& q, State& s,
 }
 
 // Adds the values of a tile of rows in shared memory, weighted.
-__device__ __forceinline__ void mix_rows(u32 stage, u32 lane, State& s, const u32 (&p)[M_TILES][2]) {
+template <u32 M>
+__device__ __forceinline__ void mix_rows(u32 stage, u32 lane, State& s, const u32 (&p)[M][2]) {
     u32 row = stage + V_AT + (lane % 8 + lane / 16 * 8) * (ROW_STRIDE * 2) + lane / 8 % 2 * 16;
 #pragma unroll
-    for (u32 m = 0; m < M_TILES; ++m) {
+    for (u32 m = 0; m < M; ++m) {
 #pragma unroll
         for (u32 i = 0; i < STEPS; ++i) {
             u32 v[4];

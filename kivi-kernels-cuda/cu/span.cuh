@@ -6,8 +6,8 @@
 constexpr u32 DECODE_WARPS = KIVI_DECODE_WARPS, DECODE_BLOCK = DECODE_WARPS * WARP;
 constexpr u32 QUERIES = 8;
 constexpr u32 ROUND = 4;  // queries of which the warps' sums are added at a time
-constexpr u32 TILE = KIVI_TILE;
-constexpr u32 M_TILES = TILE / 16;
+constexpr u32 TILE = KIVI_TILE;            // tokens; work is shared in units of it
+constexpr u32 WIDE_TILE = KIVI_WIDE_TILE;  // where all is packed
 constexpr u32 STAGES = KIVI_STAGES;
 
 // What lanes read together lies 128 bytes apart: with so many bytes more behind each 128, in different banks.
@@ -15,10 +15,12 @@ constexpr u32 K_PARAMS_PAD = 16, V_PAD = 32;
 template <u32 PAD>
 __device__ constexpr u32 padded(u32 at) { return at + at / 128 * PAD; }
 
-constexpr u32 K_BYTES = K_CODES ? TILE * K_WORDS * 4 : TILE * ROW_STRIDE * 2;
-constexpr u32 K_PARAM_BYTES = K_CODES ? padded<K_PARAMS_PAD>(HEAD_DIM * 4) : 0;
-constexpr u32 V_BYTES = V_CODES ? padded<V_PAD>(TILE * V_WORDS * 4) : TILE * ROW_STRIDE * 2;
-constexpr u32 V_PARAM_BYTES = V_CODES ? TILE * VALUE_GROUPS * 4 : 0;
+template <u32 TOKENS>
+constexpr u32 KEY_GROUPS = TOKENS > GROUP_SIZE ? TOKENS / GROUP_SIZE : 1;
+constexpr u32 K_BYTES = K_CODES ? WIDE_TILE * K_WORDS * 4 : WIDE_TILE * ROW_STRIDE * 2;
+constexpr u32 K_PARAM_BYTES = K_CODES ? padded<K_PARAMS_PAD>(KEY_GROUPS<WIDE_TILE> * HEAD_DIM * 4) : 0;
+constexpr u32 V_BYTES = V_CODES ? padded<V_PAD>(WIDE_TILE * V_WORDS * 4) : WIDE_TILE * ROW_STRIDE * 2;
+constexpr u32 V_PARAM_BYTES = V_CODES ? WIDE_TILE * VALUE_GROUPS * 4 : 0;
 constexpr u32 K_PARAMS_AT = K_BYTES, V_AT = K_PARAMS_AT + K_PARAM_BYTES, V_PARAMS_AT = V_AT + V_BYTES;
 constexpr u32 STAGE_BYTES = V_PARAMS_AT + V_PARAM_BYTES;
 constexpr u32 ROWS_COST = KIVI_ROWS_COST;  // of 16 rows in full precision, in tiles
@@ -48,7 +50,9 @@ struct RowsOf {
 struct Span {
     Extent extent;
     u32 row, unit, head;     // KV head
-    u32 tile, tile_end, row_tile, row_tile_end;
+    u32 token, wide_end, token_end;  // wide tiles, then others
+    u32 turn;                        // the team's warp that has the first of those
+    u32 row_tile, row_tile_end;
     u32 first_block, parts;  // the blocks that have a piece of it
     u32 slot;                // of this block's partial result
     const char* pages;       // the head's record of page 0
@@ -100,18 +104,27 @@ __device__ RowsOf rows_of(const Cache& c, const Side& side, const Extent& e, u32
             (const Act*)side.sink + line * c.sinks * HEAD_DIM, side.row_stride};
 }
 
-// The tiles of a row and unit from one place of its line to another.
-__device__ Span span_of(const Cache& c, const Extent& extent, u32 row, u32 unit, u32 from, u32 to) {
+// The tiles of a row and unit from one place of its line to another, for a team of so many warps.
+__device__ Span span_of(const Cache& c, const Extent& extent, u32 warps, u32 row, u32 unit, u32 from, u32 to) {
     Span span;
     span.extent = extent;
     span.row = row;
     span.unit = unit;
     span.head = unit % c.n_kv_heads;
     u32 tiles = extent.active ? extent.tiles(TILE) : 0;
-    span.tile = min(from, tiles);
-    span.tile_end = min(to, tiles);
-    span.row_tile = (from - span.tile + ROWS_COST - 1) / ROWS_COST;
-    span.row_tile_end = extent.active ? (to - span.tile_end + ROWS_COST - 1) / ROWS_COST : 0;
+    u32 first = min(from, tiles), last = min(to, tiles), before = extent.start / TILE;
+    // Pieces meet where a wide tile may begin.
+    auto token_at = [&](u32 i) {
+        u32 token = (before + i) * TILE;
+        return i < tiles ? token / WIDE_TILE * WIDE_TILE : token;
+    };
+    span.token = token_at(first);
+    span.token_end = token_at(last);
+    u32 packed = min(span.token_end, min(extent.k_packed, extent.v_packed));
+    span.wide_end = max(span.token, packed / WIDE_TILE * WIDE_TILE);
+    span.turn = (span.wide_end - span.token) / WIDE_TILE % warps;
+    span.row_tile = (from - first + ROWS_COST - 1) / ROWS_COST;
+    span.row_tile_end = extent.active ? (to - last + ROWS_COST - 1) / ROWS_COST : 0;
     span.pages = (const char*)(c.pool + (u64)span.head * PAGE_WORDS);
     span.table = c.page_table + (u64)extent.seq * c.max_pages;
     span.k = rows_of(c, c.k, extent, row, span.head);
@@ -119,5 +132,29 @@ __device__ Span span_of(const Cache& c, const Extent& extent, u32 row, u32 unit,
     return span;
 }
 
-// The first token of a span's tile.
-__device__ u32 token_of(const Span& span, u32 tile) { return (span.extent.start / TILE + tile) * TILE; }
+// The tiles of a span that are one warp's, in turn: each at a token, wide ones first.
+struct Walk {
+    u32 token, wide_end, end;
+
+    __device__ __forceinline__ void enter(const Span& span, const Team& team) {
+        token = span.token + team.warp * WIDE_TILE;
+        wide_end = span.wide_end;
+        end = span.token_end;
+        turn(span, team);
+    }
+    __device__ __forceinline__ bool more() const { return token < end; }
+    __device__ __forceinline__ bool wide() const { return token < wide_end; }
+    __device__ __forceinline__ void next_wide(const Span& span, const Team& team) {
+        token += team.warps * WIDE_TILE;
+        turn(span, team);
+    }
+    __device__ __forceinline__ void next(const Team& team) { token += team.warps * TILE; }
+
+    // From wide tiles to others, which the warps go on to take in turn.
+    __device__ __forceinline__ void turn(const Span& span, const Team& team) {
+        if (token >= wide_end) {
+            u32 after = team.warp - span.turn;
+            token = wide_end + (team.warp < span.turn ? after + team.warps : after) * TILE;
+        }
+    }
+};

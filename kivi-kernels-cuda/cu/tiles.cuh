@@ -2,9 +2,10 @@
 #pragma once
 #include "products.cuh"
 
-// Row of token first + i in full precision, i below 32; null if it is not in [low, high).
+// Row of token first + i in full precision, i below 32; null if it is not in [low, high). The ring has row ring_row for first.
 template <bool KEYS>
-__device__ __forceinline__ const Act* row_of(const Cache& c, const Span& span, u32 first, u32 i, u32 low, u32 high) {
+__device__ __forceinline__ const Act* row_of(const Cache& c, const Span& span, u32 first, u32 ring_row, u32 i, u32 low,
+                                             u32 high) {
     const RowsOf& rows = KEYS ? span.k : span.v;
     u32 token = first + i;
     if (token < low || token >= high) {
@@ -17,7 +18,7 @@ __device__ __forceinline__ const Act* row_of(const Cache& c, const Span& span, u
         const char* page = span.pages + (u64)span.table[token / PAGE_TOKENS] * (c.n_kv_heads * PAGE_WORDS * 4);
         return (const Act*)(page + (KEYS ? 0 : V_START * 4)) + token % PAGE_TOKENS * HEAD_DIM;
     }
-    u32 place = first % c.residual + i;  // in the ring, which has 32 rows or more
+    u32 place = ring_row + i;  // in the ring, which has 32 rows or more
     const Act* ring = rows.ring + (place >= c.residual ? place - c.residual : place) * HEAD_DIM;
     return token < c.sinks ? rows.sink + token * HEAD_DIM : ring;
 }
@@ -32,8 +33,9 @@ __device__ __forceinline__ uint4 pairs_at(const Act* row, u32 channel) {
 __device__ __forceinline__ void loose_logits(const Cache& c, const Span& span, const Queries& q,
                                              const State& s, u32 token, u32 low, u32 high, float (&y)[4]) {
     u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const Act* above = row_of<true>(c, span, token, g, low, high);
-    const Act* below = row_of<true>(c, span, token, g + 8, low, high);
+    u32 ring_row = token % c.residual;
+    const Act* above = row_of<true>(c, span, token, ring_row, g, low, high);
+    const Act* below = row_of<true>(c, span, token, ring_row, g + 8, low, high);
     float sums[4] = {};
     constexpr u32 AT_ONCE = 4;  // loads under way of each row
 #pragma unroll
@@ -70,9 +72,10 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
                                           const u32 (&p)[2]) {
     u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     const Act* rows[4];
+    u32 ring_row = token % c.residual;
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
-        rows[i] = row_of<false>(c, span, token, 2 * t + i % 2 + i / 2 * 8, low, high);
+        rows[i] = row_of<false>(c, span, token, ring_row, 2 * t + i % 2 + i / 2 * 8, low, high);
     }
     // With codes, rows h = 0, 1 of a tile are a pair of channels, else channels 8 apart.
     constexpr u32 PAIRS = V_CODES ? 1 : 2, AT_ONCE = 8 / PAIRS;
@@ -98,59 +101,98 @@ __device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, Stat
     }
 }
 
-// Values of a tile of which some are not packed, from v_packed on; tiles behind it have no packed values. y are weights.
-__device__ __forceinline__ void mix_mixed(const Cache& c, const Span& span, u32 stage, u32 token, const Queries& q,
-                                          State& s, Words& words, const float (&y)[M_TILES][4]) {
-    const Extent& e = span.extent;
-    u32 p[M_TILES][2], first = token + q.lane / 4;
-    float packed[M_TILES][4], loose[M_TILES][4];
+// One of several, which the compiler may keep in registers.
+template <u32 N, u32 WORDS, class T>
+__device__ __forceinline__ void take(T (&x)[WORDS], const T (&all)[N][WORDS], u32 at) {
 #pragma unroll
-    for (u32 m = 0; m < M_TILES; ++m) {
+    for (u32 m = 0; m < N; ++m) {
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            bool is_packed = first + 16 * m + i / 2 * 8 < e.v_packed;
-            packed[m][i] = is_packed ? y[m][i] : 0.0f;
-            loose[m][i] = is_packed ? 0.0f : y[m][i];
+        for (u32 i = 0; i < WORDS; ++i) {
+            x[i] = m == at ? all[m][i] : x[i];
         }
-    }
-    if (token < e.v_packed) {
-        weights(packed, p, __half());
-        mix_codes(stage, q, s, words, p);
-    }
-    settle(s);
-    add_total(s, loose);
-    weights(loose, p, Act());
-#pragma unroll
-    for (u32 m = 0; m < M_TILES; ++m) {
-        mix_loose(c, span, s, token + 16 * m, max(e.v_packed, e.start), e.end, p[m]);
     }
 }
 
-// A tile that lies in a stage. WHOLE: both sides are packed, all tokens are seen.
-template <bool WHOLE>
+template <u32 N, u32 WORDS, class T>
+__device__ __forceinline__ void put(T (&all)[N][WORDS], const T (&x)[WORDS], u32 at) {
+#pragma unroll
+    for (u32 m = 0; m < N; ++m) {
+#pragma unroll
+        for (u32 i = 0; i < WORDS; ++i) {
+            all[m][i] = m == at ? x[i] : all[m][i];
+        }
+    }
+}
+
+// Logits of those tokens of a tile whose keys are not packed. Code once for all of them: it is rare, and must be fetched.
+template <u32 M>
+__device__ __forceinline__ void loose_keys(const Cache& c, const Span& span, u32 token, const Queries& q, const State& s,
+                                           float (&y)[M][4]) {
+    const Extent& e = span.extent;
+    u32 from = max(token, e.k_packed / 16 * 16);
+#pragma unroll 1
+    for (u32 rows = from; rows < min(token + 16 * M, e.end); rows += 16) {
+        float of_rows[4];
+        loose_logits(c, span, q, s, rows, e.start, e.end, of_rows);
+        put(y, of_rows, (rows - token) / 16);
+    }
+}
+
+// Takes the weights of those tokens out of y whose values are not packed, from v_packed on.
+template <u32 M>
+__device__ __forceinline__ void part(float (&y)[M][4], float (&loose)[M][4], u32 first, u32 v_packed) {
+#pragma unroll
+    for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            bool is_packed = first + 16 * m + i / 2 * 8 < v_packed;
+            loose[m][i] = is_packed ? 0.0f : y[m][i];
+            y[m][i] = is_packed ? y[m][i] : 0.0f;
+        }
+    }
+}
+
+// Adds the values of those tokens.
+template <u32 M>
+__device__ __forceinline__ void loose_values(const Cache& c, const Span& span, u32 token, State& s,
+                                             const float (&loose)[M][4]) {
+    const Extent& e = span.extent;
+    u32 p[M][2], from = max(token, max(e.v_packed, e.start) / 16 * 16);
+    settle(s);
+    add_total(s, loose);
+    weights(loose, p, Act());
+#pragma unroll 1
+    for (u32 rows = from; rows < min(token + 16 * M, e.end); rows += 16) {
+        u32 of_rows[2] = {};
+        take(of_rows, p, (rows - token) / 16);
+        mix_loose(c, span, s, rows, max(e.v_packed, e.start), e.end, of_rows);
+    }
+}
+
+// A tile of N tokens that lies in a stage. WHOLE: both sides are packed, and no token is behind the last one that is seen.
+template <bool WHOLE, u32 N>
 __device__ __forceinline__ void use_tile(const Cache& c, const Span& span, u32 stage, u32 token, const Queries& q,
                                          State& s) {
+    constexpr u32 M = N / 16;
     const Extent& e = span.extent;
     Words words;
-    float y[M_TILES][4];
-    u32 p[M_TILES][2];
-    Largest largest(stage, q.lane);
+    float y[M][4];
+    u32 p[M][2];
+    Largest<M> largest(stage, q.lane);
     float by = 1.0f;
     // Once more if scales turn out to be wide, which is seen behind the products so that they need not wait for it.
 #pragma unroll 1
     do {
         if (!K_CODES) {
             row_logits(stage, q, s, y);
-        } else if (!WHOLE && token >= e.k_packed) {
-#pragma unroll
-            for (u32 m = 0; m < M_TILES; ++m) {
-                loose_logits(c, span, q, s, token + 16 * m, e.start, e.end, y[m]);
-            }
         } else {
             code_logits(stage, by, q, s, words, y);
         }
     } while (by == 1.0f && largest.wide() && (by = narrow(stage, q.lane, largest, s)) != 1.0f);
-    if (KIVI_ALIBI || !WHOLE) {
+    if (K_CODES && !WHOLE) {
+        loose_keys(c, span, token, q, s, y);
+    }
+    if (KIVI_ALIBI || !WHOLE || token < e.start) {
         mask(y, q, token, e.start, e.end, e.at);
     }
     softmax(s, y);
@@ -159,11 +201,17 @@ __device__ __forceinline__ void use_tile(const Cache& c, const Span& span, u32 s
         weights(y, p, Act());
         return mix_rows(stage, q.lane, s, p);
     }
-    if (!WHOLE && token + TILE > e.v_packed) {
-        mix_mixed(c, span, stage, token, q, s, words, y);
-    } else {
+    bool mixed = !WHOLE && token + N > e.v_packed;
+    float loose[M][4];
+    if (mixed) {
+        part(y, loose, token + q.lane / 4, e.v_packed);
+    }
+    if (WHOLE || token < e.v_packed) {
         weights(y, p, __half());
         mix_codes(stage, q, s, words, p);
+    }
+    if (mixed) {
+        loose_values(c, span, token, s, loose);
     }
 }
 

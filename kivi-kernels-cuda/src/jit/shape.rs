@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub warps: usize,
     /// Tokens of a tile of decode's kernel.
     pub tile: usize,
+    /// The same where all is packed.
+    pub wide_tile: usize,
     /// What 16 rows in full precision cost there, in tiles.
     pub rows_cost: usize,
     /// Tiles that a warp of decode's kernel has in flight or in use.
@@ -97,19 +99,20 @@ impl Shape {
     pub fn plan(&self, limits: Limits) -> Option<Plan> {
         // A block's own structures (`Shared` in span.cuh): each warp's region, for queries and sums, and spans.
         let region = (self.head_dim.max(64) * 16).max(self.head_dim.div_ceil(32) * 512);
-        let (of_warp, stage, tile) = (region + 896, self.stage_bytes(), self.tile());
+        let (of_warp, tile) = (region + 896, self.tile());
         // By their bytes.
-        let rows_cost = ((64 * self.head_dim + stage / 2) / stage).max(1);
+        let rows_cost = ((64 * self.head_dim + self.stage_bytes(tile) / 2) / self.stage_bytes(tile)).max(1);
         let prefill = self.prefill(limits)?;
-        let plan = |(warps, least): (usize, usize)| {
+        let plan = |(warps, wide_tile, least): (usize, usize, usize)| {
+            let stage = self.stage_bytes(wide_tile);
             let room = (limits.per_block & !127).saturating_sub(warps * of_warp);
             // More stages start with more waiting for memory than they save later.
             let stages = (room / (warps * stage)).min(3);
             let shared = (warps * (of_warp + stages * stage)).next_multiple_of(128);
-            (stages >= least).then_some(Plan { warps, tile, rows_cost, stages, shared, prefill })
+            (stages >= least).then_some(Plan { warps, tile, wide_tile, rows_cost, stages, shared, prefill })
         };
         // With 12 warps a thread may have 168 registers; what 16 leave it is too few.
-        [(12, 2), (8, 2), (4, 1)].into_iter().find_map(plan)
+        [(12, self.wide_tile(), 2), (12, tile, 2), (8, tile, 2), (4, tile, 1)].into_iter().find_map(plan)
     }
 
     /// The largest tiles that fit, as `Shared` in prefill.cu has them.
@@ -136,9 +139,14 @@ impl Shape {
         if codes && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 }
     }
 
-    /// Bytes of a tile in shared memory: `STAGE_BYTES` in decode.cu.
-    fn stage_bytes(&self) -> usize {
-        let tile = self.tile();
+    /// Tokens of tiles that take fewer instructions a token, where they lie in one page and scales begin on lines of 128 bytes.
+    fn wide_tile(&self) -> usize {
+        let lines = self.head_dim.is_multiple_of(32) && self.page_tokens.is_multiple_of(64);
+        if lines && self.tile() == 32 { 64 } else { self.tile() }
+    }
+
+    /// Bytes of a tile in shared memory: `STAGE_BYTES` in span.cuh.
+    fn stage_bytes(&self, tile: usize) -> usize {
         let padded = |bytes: usize, pad: usize| bytes + bytes / 128 * pad;
         let side = |bits: usize, pad: usize, params: usize| {
             if bits < 16 {
@@ -148,7 +156,8 @@ impl Shape {
             }
         };
         let groups = self.head_dim.div_ceil(self.group_size);
-        side(self.k_bits, 0, padded(4 * self.head_dim, 16)) + side(self.v_bits, 32, 4 * tile * groups)
+        side(self.k_bits, 0, padded(4 * self.head_dim * (tile / self.group_size).max(1), 16))
+            + side(self.v_bits, 32, 4 * tile * groups)
     }
 
     /// The definitions that the sources read.
@@ -162,6 +171,7 @@ impl Shape {
             ("ALIBI", usize::from(self.alibi)),
             ("DECODE_WARPS", plan.warps),
             ("TILE", plan.tile),
+            ("WIDE_TILE", plan.wide_tile),
             ("ROWS_COST", plan.rows_cost),
             ("STAGES", plan.stages),
             ("SHARED", plan.shared),
@@ -211,12 +221,12 @@ mod tests {
             let limits = Limits::of(arch);
             let plan = shape.plan(limits).expect("a plan");
             assert!(plan.shared <= limits.per_block, "{plan:?}");
-            (plan.warps, plan.stages, plan.tile)
+            (plan.warps, plan.stages, plan.tile, plan.wide_tile)
         };
-        assert_eq!(of(&narrow, "sm_90a"), (12, 3, 32));
-        assert_eq!(of(&narrow, "sm_86"), (8, 2, 32));
-        assert_eq!(of(&wide, "sm_90a"), (8, 3, 16));
-        assert_eq!(of(&wide, "sm_86"), (4, 2, 16));
+        assert_eq!(of(&narrow, "sm_90a"), (12, 2, 32, 64));
+        assert_eq!(of(&narrow, "sm_86"), (8, 2, 32, 32));
+        assert_eq!(of(&wide, "sm_90a"), (8, 3, 16, 16));
+        assert_eq!(of(&wide, "sm_86"), (4, 2, 16, 16));
         for shape in Shape::covering() {
             for arch in ["sm_80", "sm_86", "sm_90a"] {
                 of(&shape, arch);
