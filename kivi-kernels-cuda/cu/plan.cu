@@ -8,27 +8,28 @@ struct Totals {
     u64 of_warp[WARPS];
 };
 
-// What the rows cost: the sum over all, and the largest; whether all are this kernel's.
+// What the rows cost: the sum over all, and the largest; how many are this kernel's.
 struct Costs {
-    u64 sum;
-    u32 largest, all;
+    u64 sum, rows;
+    u32 largest;
 };
 
 // What is spent besides tiles, in tiles of a warp, by estimate: once a row and unit, more with several warps, more with
-// several blocks; and with pieces of a line, of which most blocks have two.
-constexpr float UNIT_COST = 1.0f, TEAM_COST = 2.0f, PARTS_COST = 2.0f, LINE_COST = 8.0f;
+// several blocks; with pieces of a line, of which most blocks have two; and for each row and unit that is passed over.
+constexpr float UNIT_COST = 1.0f, TEAM_COST = 2.0f, PARTS_COST = 2.0f, LINE_COST = 8.0f, IDLE_COST = 0.5f;
 
 // Chooses what should be done first.
 __device__ Share choose(const DecodeParams& p, const Costs& costs) {
     u32 units = p.attend.cache.n_kv_heads * p.query_blocks;
     Share share = {costs.sum * units, p.attend.rows * units, units, 0, p.warps, 0, 0};
     share.blocks = (u32)min((u64)p.blocks, (share.length + p.warps - 1) / p.warps);
-    if (!costs.all) {
+    u32 mine = (u32)costs.rows * units;
+    if (mine == 0) {
         return share;
     }
-    float largest = (float)costs.largest, grid = 1.0f / (float)p.blocks, items = (float)share.items * grid;
+    float largest = (float)costs.largest, grid = 1.0f / (float)p.blocks, items = (float)mine * grid;
     float tiles = (float)share.length * grid / p.warps, best = tiles + items * (UNIT_COST + TEAM_COST) + LINE_COST;
-    if (share.items <= p.blocks) {
+    if (mine == share.items && mine <= p.blocks) {
         u32 parts = p.blocks / share.items;
         float time = largest / (float)(parts * p.warps) + UNIT_COST + TEAM_COST + (parts > 1 ? PARTS_COST : 0.0f);
         if (time <= best) {
@@ -38,9 +39,10 @@ __device__ Share choose(const DecodeParams& p, const Costs& costs) {
     }
     // A region has room for 4 queries.
     u32 least = p.attend.n_heads / p.attend.cache.n_kv_heads > 4 ? 2 : 1;
+    float idle = IDLE_COST * (float)(share.items - mine) * grid / p.warps;
     for (u32 team = least; team <= p.warps; ++team) {
         float turns = ceilf(items * team / p.warps - 0.001f), longest = largest / team;
-        float time = fminf(turns * longest, tiles + longest) + turns * (UNIT_COST + (team > 1 ? TEAM_COST : 0.0f));
+        float time = fminf(turns * longest, tiles + longest) + idle + turns * (UNIT_COST + (team > 1 ? TEAM_COST : 0.0f));
         if (time < best && p.warps % team == 0) {
             best = time;
             share.parts = 1;
@@ -86,16 +88,16 @@ __device__ u64 block_largest(Totals& s, u64 x) {
 }
 
 __device__ Share measure(const DecodeParams& p, Totals& s) {
-    Costs costs = {0, 0, 1};
+    Costs costs = {};
     for (u32 row = threadIdx.x; row < p.attend.rows; row += BLOCK) {
         u32 cost = extent_of(p, row).cost(p.tile, p.rows_cost);
         costs.largest = max(costs.largest, cost);
-        costs.all &= cost > 0;
+        costs.rows += cost > 0;
         costs.sum += cost;
     }
     block_scan(s, costs.sum, &costs.sum);
+    block_scan(s, costs.rows, &costs.rows);
     costs.largest = (u32)block_largest(s, costs.largest);
-    costs.all = !__syncthreads_or(!costs.all);
     return choose(p, costs);
 }
 

@@ -69,3 +69,15 @@ fn what_does_not_wait_is_found() {
     assert!(!waits("\n    if (x) {\n        return;\n    }\n    wait_for_launch_before();\n}\n"));
     assert!(!waits("\n    f();\n}\nvoid g() {\n    wait_for_launch_before();\n}\n"));
 }
+
+#[test]
+fn a_norm_waits_before_it_reads_what_a_launch_writes() {
+    let sources = sources();
+    let (_, text) = sources.iter().find(|(file, _)| file == "norm.cu").unwrap();
+    let (_, body) = text.split_once("void norm_packs(const NormParams& p) {").unwrap();
+    assert!(waits(body), "{body}");
+    let (before, _) = body.split_once(WAIT).unwrap();
+    let early = "if (p.settled) {\n        each_pack(p.cols, ask);\n    }";
+    assert!(before.contains(early) && before.matches("read(p.weight").count() == 1, "{before}");
+    assert!(before.matches("read(").count() == 1 && before.matches("each_pack(").count() == 1, "{before}");
+}
