@@ -3,7 +3,7 @@
 // A block at a time, a fiber a thread. A fiber runs until it comes to a barrier, of its block or of its warp; the last
 // to come lets the others go. Operations of a whole warp (shuffles, products) are barriers of it whose last thread does
 // the work. EMULATOR_REVERSE=1 runs threads and blocks in the opposite order; EMULATOR_MULTIPROCESSORS says how many
-// there are. Memory is filled with ones when it is allocated, and ends where an unmapped page begins.
+// there are; EMULATOR_LOST=N loses the device at the N-th launch. Memory is filled with ones when it is allocated, and ends where an unmapped page begins.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -278,7 +278,15 @@ void emulator_at_block_start(void (*f)()) { block_starts.push_back(f); }
 // The driver's functions.
 extern "C" {
 using Result = int;
-enum : Result { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, UNSUPPORTED = 900 };
+enum : Result { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719, UNSUPPORTED = 900 };
+
+// EMULATOR_LOST=1000: the 1000th launch fails, and from then on the device is lost to every call that needs it.
+static long launches;
+static bool lost() {
+    const char* at = getenv("EMULATOR_LOST");
+    return at && launches >= atol(at);
+}
+static Result if_there(Result result) { return lost() ? LAUNCH_FAILED : result; }
 
 Result cuInit(unsigned) {
     reverse = getenv("EMULATOR_REVERSE");
@@ -309,41 +317,41 @@ Result cuDevicePrimaryCtxRetain(void** context, int) { return *context = (void*)
 Result cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 Result cuCtxGetCurrent(void** context) { return *context = (void*)0x10, SUCCESS; }
 Result cuCtxSetCurrent(void*) { return SUCCESS; }
-Result cuCtxSynchronize() { return SUCCESS; }
+Result cuCtxSynchronize() { return if_there(SUCCESS); }
 Result cuStreamCreate(void** stream, unsigned) {
     static uint64_t number = 0x20;
-    return *stream = (void*)number++, SUCCESS;
+    return *stream = (void*)number++, if_there(SUCCESS);
 }
-Result cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
-Result cuEventCreate(void** event, unsigned) { return *event = (void*)0x30, SUCCESS; }
-Result cuEventDestroy_v2(void*) { return SUCCESS; }
-Result cuEventRecord(void*, void*) { return SUCCESS; }
-Result cuEventSynchronize(void*) { return arrive(), SUCCESS; }
+Result cuStreamWaitEvent(void*, void*, unsigned) { return if_there(SUCCESS); }
+Result cuEventCreate(void** event, unsigned) { return *event = (void*)0x30, if_there(SUCCESS); }
+Result cuEventDestroy_v2(void*) { return if_there(SUCCESS); }
+Result cuEventRecord(void*, void*) { return if_there(SUCCESS); }
+Result cuEventSynchronize(void*) { return arrive(), if_there(SUCCESS); }
 Result cuMemHostAlloc(void** host, size_t bytes, unsigned) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     *host = map(bytes);
     memset(*host, 0xff, bytes);
     pinned[(char*)*host] = bytes;
-    return SUCCESS;
+    return if_there(SUCCESS);
 }
 Result cuMemFreeHost(void* host) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     munmap(host, pinned[(char*)host]);
     pinned.erase((char*)host);
-    return SUCCESS;
+    return if_there(SUCCESS);
 }
-Result cuStreamDestroy_v2(void*) { return SUCCESS; }
+Result cuStreamDestroy_v2(void*) { return if_there(SUCCESS); }
 Result cuStreamSynchronize(void* stream) {
     if (records(stream)) {
         return UNSUPPORTED;
     }
-    return arrive(), SUCCESS;
+    return arrive(), if_there(SUCCESS);
 }
-Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = 1 << 30, SUCCESS; }
+Result cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = 1 << 30, if_there(SUCCESS); }
 
 Result cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
-    if (bytes == 0 || records(stream)) {
-        return INVALID;
+    if (bytes == 0 || records(stream) || lost()) {
+        return if_there(INVALID);
     }
     size_t pages = (bytes + PAGE - 1) / PAGE * PAGE;
     char* start = bytes > (size_t)1 << 34 ? nullptr : (char*)map(pages + PAGE);
@@ -366,15 +374,15 @@ Result cuMemFreeAsync(uint64_t address, void*) {
     }
     munmap(found->second.first, found->second.second);
     allocations.erase(found);
-    return SUCCESS;
+    return if_there(SUCCESS);
 }
 Result cuMemAlloc_v2(uint64_t* address, size_t bytes) { return cuMemAllocAsync(address, bytes, nullptr); }
 Result cuMemFree_v2(uint64_t address) { return cuMemFreeAsync(address, nullptr); }
 Result cuMemsetD8Async(uint64_t to, unsigned char x, size_t n, void* stream) {
-    return records(stream) ? UNSUPPORTED : (memset((void*)to, x, n), SUCCESS);
+    return records(stream) ? UNSUPPORTED : (memset((void*)to, x, n), if_there(SUCCESS));
 }
 Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t n, void* stream) {
-    return records(stream) ? UNSUPPORTED : (memcpy((void*)to, from, n), SUCCESS);
+    return records(stream) ? UNSUPPORTED : (memcpy((void*)to, from, n), if_there(SUCCESS));
 }
 Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t n, void* stream) {
     if (records(stream)) {
@@ -386,10 +394,10 @@ Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t n, void* stream) {
     } else {
         memcpy(to, (void*)from, n);
     }
-    return SUCCESS;
+    return if_there(SUCCESS);
 }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void* stream) {
-    return records(stream) ? UNSUPPORTED : (memmove((void*)to, (void*)from, n), SUCCESS);
+    return records(stream) ? UNSUPPORTED : (memmove((void*)to, (void*)from, n), if_there(SUCCESS));
 }
 Result cuPointerGetAttribute(void*, int, uint64_t) { return INVALID; }
 Result cuGetErrorString(int, const char** s) { return *s = "emulated error", SUCCESS; }
@@ -414,7 +422,7 @@ Result cuModuleLoadData(void** module, const void* image) {
     }
     return *module ? SUCCESS : INVALID;
 }
-Result cuModuleUnload(void*) { return SUCCESS; }
+Result cuModuleUnload(void*) { return if_there(SUCCESS); }
 Result cuModuleGetFunction(void** function, void* module, const char* name) {
     void* run = dlsym(module, (std::string("emulator_run_") + name).c_str());
     auto size = (unsigned (*)())dlsym(module, (std::string("emulator_size_") + name).c_str());
@@ -441,6 +449,10 @@ Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, uns
     }
     char* bytes = (char*)arguments[0];
     Launch launch{k, {gx, gy, gz}, bx, shared, {bytes, bytes + k->param_bytes}};
+    if (lost()) {
+        return LAUNCH_FAILED;
+    }
+    launches += 1;  // one that fails says so to what comes behind it
     auto graph = recording.find(stream);
     graph == recording.end() ? run_grid(launch) : graph->second->push_back(launch);
     return SUCCESS;
@@ -478,7 +490,7 @@ Result cuLaunchKernelEx(const LaunchConfig* c, void* function, void** arguments,
 Result cuStreamBeginCapture_v2(void* stream, int) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     bool new_one = recording.emplace(stream, nullptr).second;
-    return new_one ? (recording[stream] = new Graph, SUCCESS) : INVALID;
+    return new_one ? (recording[stream] = new Graph, if_there(SUCCESS)) : INVALID;
 }
 Result cuStreamEndCapture(void* stream, void** graph) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
@@ -487,27 +499,28 @@ Result cuStreamEndCapture(void* stream, void** graph) {
     }
     *graph = recording[stream];
     recording.erase(stream);
-    return SUCCESS;
+    return if_there(SUCCESS);
 }
 Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
     if (getenv("EMULATOR_GRAPHS")) {
         fprintf(stderr, "emulator: recorded %zu launches\n", ((Graph*)graph)->size());
     }
-    return *executable = new Graph(*(Graph*)graph), SUCCESS;
+    return *executable = new Graph(*(Graph*)graph), if_there(SUCCESS);
 }
 Result cuGraphLaunch(void* executable, void* stream) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     if (getenv("EMULATOR_GRAPHS")) {
         fprintf(stderr, "emulator: replays %zu launches\n", ((Graph*)executable)->size());
     }
-    if (recording.count(stream)) {
-        return UNSUPPORTED;
+    if (recording.count(stream) || lost()) {
+        return if_there(UNSUPPORTED);
     }
+    launches += ((Graph*)executable)->size();
     for (auto& launch : *(Graph*)executable) {
         run_grid(launch);
     }
     return SUCCESS;
 }
-Result cuGraphExecDestroy(void* executable) { return delete (Graph*)executable, SUCCESS; }
-Result cuGraphDestroy(void* graph) { return delete (Graph*)graph, SUCCESS; }
+Result cuGraphExecDestroy(void* executable) { return delete (Graph*)executable, if_there(SUCCESS); }
+Result cuGraphDestroy(void* graph) { return delete (Graph*)graph, if_there(SUCCESS); }
 }

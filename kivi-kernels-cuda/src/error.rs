@@ -102,7 +102,9 @@ pub enum CudaError {
 /// The driver's description of `error`.
 fn text(error: DriverError) -> String {
     let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
-    format!("{} ({:?})", text.unwrap_or_else(|_| "unknown error".into()), error.0)
+    let lost = driver_kind(error.0) == ErrorKind::DeviceLost;
+    let hint = if lost { "; the device is lost to this process, start it again" } else { "" };
+    format!("{} ({:?}){hint}", text.unwrap_or_else(|_| "unknown error".into()), error.0)
 }
 
 impl CudaError {

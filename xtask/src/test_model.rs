@@ -74,7 +74,8 @@ struct Difference {
 /// Does what the arguments ask for.
 pub fn run(args: &Args) -> Result<()> {
     if args.emulate {
-        return emulate::again(&["--device", "cuda"]);
+        emulate::again(&["--device", "cuda"])?;
+        return device_lost();
     }
     let Device::Cuda(ordinal) = args.device else {
         return Err(anyhow!("--device: is compared with the CPU; give cuda or cuda:N"));
@@ -99,6 +100,19 @@ pub fn run(args: &Args) -> Result<()> {
         };
     }
     ensure!(failed == 0, "{failed} settings are too far from the CPU");
+    Ok(())
+}
+
+/// Wherever the device is lost, that is one line and an exit status of 1.
+fn device_lost() -> Result<()> {
+    for launch in ["1", "30", "100", "300"] {
+        let output = emulate::command(&["--device", "cuda"])?.env("EMULATOR_LOST", launch).output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let lines = errors.lines().filter(|line| line.contains("CUDA_ERROR_LAUNCH_FAILED")).count();
+        let told = output.status.code() == Some(1) && lines == 1 && !errors.contains("panicked");
+        ensure!(told, "the device is lost at launch {launch}: {}, {errors}", output.status);
+    }
+    println!("a device that is lost is one line");
     Ok(())
 }
 

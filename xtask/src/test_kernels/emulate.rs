@@ -24,18 +24,24 @@ const FILES: [(&str, &str); 4] = files! {
 
 /// Runs this command again, on the emulator, with these arguments in place of `--emulate`.
 pub fn again(more: &[&str]) -> Result<()> {
+    let status = command(more)?.status()?;
+    ensure!(status.success(), "on the emulator: {status}");
+    Ok(())
+}
+
+/// What does that.
+pub fn command(more: &[&str]) -> Result<Command> {
     ensure!(cfg!(all(target_os = "linux", target_arch = "x86_64")), "--emulate: runs on x86-64 Linux only");
     let home = crate::root().join("target").join("emulator");
     build(&home).context("building the emulator")?;
     let args = env::args_os().skip(1).filter(|arg| arg != "--emulate");
-    let status = Command::new(env::current_exe()?)
+    let mut command = Command::new(env::current_exe()?);
+    command
         .args(args.chain(more.iter().map(OsString::from)))
         .env("LD_LIBRARY_PATH", home.join("lib64"))
         .env("CUDA_HOME", &home)
-        .env("KIVI_CACHE_DIR", home.join("cache"))
-        .status()?;
-    ensure!(status.success(), "on the emulator: {status}");
-    Ok(())
+        .env("KIVI_CACHE_DIR", home.join("cache"));
+    Ok(command)
 }
 
 /// Puts the emulator into `home`, unless it is there. What was compiled by another one goes.
