@@ -4,8 +4,8 @@
 // For each row and unit (a KV head and up to QUERIES of its query heads) there are its packed tiles of TILE tokens, then
 // its tiles of 16 rows in full precision. Rows and units are shared as plan.cu chooses: whole ones by teams of 1 to 12
 // warps, parts of them by blocks, or pieces of the line of all of them by blocks. A span is what a team has of one row and
-// unit. Its warps take the span's tiles in turn, rows first, each with a softmax of its own, and copy packed tiles STAGES
-// ahead, beyond the end of a span. A span that is not a whole row and unit leaves a partial result; the block that arrives
+// unit. Its warps take the span's tiles in turn, rows first, then WIDE_TILE tokens at a time where all is packed, each with
+// a softmax of its own, and copy packed tiles STAGES ahead, beyond the end of a span. A span that is not a whole row and unit leaves a partial result; the block that arrives
 // last adds them up. Nothing depends on which one that is.
 //
 // Tiles are the 16-row operand of mma.m16n8k16, the queries its 8 columns (docs/cuda.md has the budget):

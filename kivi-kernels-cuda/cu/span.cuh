@@ -43,7 +43,6 @@ struct RowsOf {
     const Act* ring;
     const Act* sink;
     u64 stride;        // of new rows
-
 };
 
 // A piece of one row and unit.

@@ -102,9 +102,13 @@ pub enum CudaError {
 /// The driver's description of `error`.
 fn text(error: DriverError) -> String {
     let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
-    let lost = driver_kind(error.0) == ErrorKind::DeviceLost;
-    let hint = if lost { "; the device is lost to this process, start it again" } else { "" };
-    format!("{} ({:?}){hint}", text.unwrap_or_else(|_| "unknown error".into()), error.0)
+    format!("{} ({:?}){}", text.unwrap_or_else(|_| "unknown error".into()), error.0, hint(error.0))
+}
+
+/// What to do about it, where that is known.
+fn hint(code: CUresult) -> &'static str {
+    let lost = driver_kind(code) == ErrorKind::DeviceLost;
+    if lost { "; the device is lost to this process, start it again" } else { "" }
 }
 
 impl CudaError {
@@ -152,6 +156,12 @@ fn driver_kind(code: CUresult) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lost_device_says_what_to_do() {
+        assert!(hint(CUresult::CUDA_ERROR_LAUNCH_FAILED).contains("start it again"));
+        assert_eq!(hint(CUresult::CUDA_ERROR_INVALID_VALUE), "");
+    }
 
     #[test]
     fn kinds_are_what_a_caller_can_act_on() {

@@ -108,7 +108,7 @@ fn device_lost() -> Result<()> {
     for launch in ["1", "30", "100", "300"] {
         let output = emulate::command(&["--device", "cuda"])?.env("EMULATOR_LOST", launch).output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        let lines = errors.lines().filter(|line| line.contains("CUDA_ERROR_LAUNCH_FAILED")).count();
+        let lines = errors.lines().filter(|line| line.contains("LAUNCH_FAILED); the device is lost")).count();
         let told = output.status.code() == Some(1) && lines == 1 && !errors.contains("panicked");
         ensure!(told, "the device is lost at launch {launch}: {}, {errors}", output.status);
     }
