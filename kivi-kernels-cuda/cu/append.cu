@@ -10,8 +10,8 @@
 
 struct AppendParams {
     Cache cache;
-    u32 heads;  // of a block of append_step
-    u32 unused;
+    u32 heads;    // of a block of append_step
+    u32 settled;  // whether no launch that may still run writes the cache or what the step is about
 };
 KIVI_CHECK_SIZE(AppendParams);
 
@@ -100,10 +100,22 @@ __device__ __forceinline__ void append_many(const Cache& c, const Side& side, u3
     }
 }
 
+// Rows of the ring that will be packed, to the second-level cache.
+__device__ __forceinline__ void ask_due(const Step& step) {
+    u32 token = step.packed + threadIdx.x % WARP / LANES;
+    if (token < step.next && lane_of_row() < ROW_LANES) {
+        ask(step.source.ring + token % step.source.residual * HEAD_DIM);
+    }
+}
+
 // A warp's part of a step, unless keys are due.
 template <bool KEYS>
 __device__ __forceinline__ void append_few(const Cache& c, const Side& side, u32 seq, u32 head) {
     Step step = step_of<KEYS>(c, side, seq, head);
+    if (CODES<KEYS> && !KEYS) {
+        ask_due(step);
+    }
+    wait_for_launch_before();
     if (!CODES<KEYS>) {
         store_pages<WARP>(c, side, step, seq, head, step.source.len, WARP / LANES);
         return;
@@ -158,16 +170,23 @@ __device__ __forceinline__ void due_keys_of_block(const AppendParams& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams p) {
-    wait_for_launch_before();
+// Where rows go is found before the launch before is done, if it is settled.
+__device__ __forceinline__ void rows_when_settled(const AppendParams& p) {
+    if (!p.settled) {
+        wait_for_launch_before();
+    }
     rows_of_block(p);
+    wait_for_launch_before();
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams p) {
+    rows_when_settled(p);
     due_keys_of_block(p);
 }
 
 // Keys that are due take twice the registers, which would leave room for half as many warps.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4) append_rows(AppendParams p) {
-    wait_for_launch_before();
-    rows_of_block(p);
+    rows_when_settled(p);
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_due(AppendParams p) {

@@ -66,6 +66,9 @@ struct Copies {
         u32 heads[STAGES], tokens[STAGES], of_tile[STAGES];  // pages
         bool some[STAGES], wide[STAGES];
         spans = team.first * SPANS + s.n_spans[team.first];
+        if (s.n_spans[team.first] == 0) {
+            return;
+        }
         enter(c, s, team.first * SPANS);
 #pragma unroll
         for (u32 i = 0; i < STAGES; ++i) {

@@ -29,7 +29,7 @@ constexpr u32 BLOCK = KIVI_BLOCK;  // threads of a block of every kernel
 constexpr u32 WARPS = BLOCK / WARP;
 
 // Lets the launch behind this one start, then waits until the one before is done and what it wrote can be read. Every thread of
-// every kernel begins with it: before it touches memory that a launch may write, and before it may return.
+// every kernel begins with it: before it writes, reads what a launch writes that may still run (settled.rs), and may return.
 //
 // Launches overlap (programmatic dependent launch, see launch.rs): a grid starts when each block of the one before has come
 // to here, so that it is loaded and under way when its turn comes, be the one before it still waiting. That is safe because each

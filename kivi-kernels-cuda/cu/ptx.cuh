@@ -26,6 +26,14 @@ __device__ __forceinline__ void sync_threads(u32 barrier, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// Adds to a word of global memory and returns what it was. What this thread, or others before a barrier, wrote before can be read
+// by whoever finds the sum, and what those wrote who added before can be read behind it.
+__device__ __forceinline__ u32 add_in_order(u32* word, u32 x) {
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(x) : "memory");
+    return before;
+}
+
 // 1, 2 or 4 words of shared memory.
 __device__ __forceinline__ void read_shared(u32 (&x)[1], u32 at) {
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x[0]) : "r"(at));
@@ -129,6 +137,9 @@ __device__ __forceinline__ u32 multiply_add_f16(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
 }
+
+// Has the line of 128 bytes at an address come to the second-level cache.
+__device__ __forceinline__ void ask(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 // cp.async (sm_80): 16 bytes to shared memory; zeros instead if not valid. A group is what was queued since the last
 // commit.

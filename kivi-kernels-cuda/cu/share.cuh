@@ -15,6 +15,8 @@ struct DecodeParams {
     u32 warps;         // of a block
     u32 tile;          // tokens
     u32 rows_cost;     // of 16 rows in full precision, in tiles
+    u32 settled;       // whether no launch that may still run writes the plan, what it was made from, or pages
+    u32 unused;
 };
 KIVI_CHECK_SIZE(DecodeParams);
 

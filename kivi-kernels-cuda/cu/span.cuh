@@ -52,6 +52,7 @@ struct Span {
     u32 token, wide_end, token_end;  // wide tiles, then others
     u32 turn;                        // the team's warp that has the first of those
     u32 row_tile, row_tile_end;
+    u32 row_turn;                    // and the one that has the first of these, behind the last of all tiles
     u32 first_block, parts;  // the blocks that have a piece of it
     u32 slot;                // of this block's partial result
     const char* pages;       // the head's record of page 0
@@ -66,6 +67,8 @@ struct Team {
     u32 warp;   // this one among them
 
     __device__ explicit Team(u32 n) : warps(n), first(threadIdx.x / WARP / n * n), warp(threadIdx.x / WARP % n) {}
+    // How far this warp's turn is behind that of the warp that begins.
+    __device__ u32 behind(u32 begin) const { return warp < begin ? warp + warps - begin : warp - begin; }
     __device__ u32 thread() const { return warp * WARP + threadIdx.x % WARP; }
     __device__ u32 threads() const { return warps * WARP; }
     // Spans that are planned at a time, by a lane each.
@@ -83,9 +86,7 @@ struct Team {
 struct Shared {
     float4 regions[DECODE_WARPS][REGION / 16];
     float power[DECODE_WARPS][QUERIES];    // of 2 in each query
-    float largest[DECODE_WARPS][QUERIES];  // references and totals of each warp
-    float total[DECODE_WARPS][QUERIES];
-    float2 totals[DECODE_WARPS][QUERIES];  // and of all
+    float2 totals[DECODE_WARPS][QUERIES];  // references and totals of each warp
     Span spans[DECODE_WARPS * SPANS];
     u32 n_spans[DECODE_WARPS], more[DECODE_WARPS];
     u64 line, row_start;  // where the spans stop; where their last row starts
@@ -122,6 +123,7 @@ __device__ Span span_of(const Cache& c, const Extent& extent, u32 warps, u32 row
     u32 packed = min(span.token_end, min(extent.k_packed, extent.v_packed));
     span.wide_end = max(span.token, packed / WIDE_TILE * WIDE_TILE);
     span.turn = (span.wide_end - span.token) / WIDE_TILE % warps;
+    span.row_turn = (span.turn + (span.token_end - span.wide_end) / TILE) % warps;
     span.row_tile = (from - first + ROWS_COST - 1) / ROWS_COST;
     span.row_tile_end = extent.active ? (to - last + ROWS_COST - 1) / ROWS_COST : 0;
     span.pages = (const char*)(c.pool + (u64)span.head * PAGE_WORDS);
@@ -152,8 +154,7 @@ struct Walk {
     // From wide tiles to others, which the warps go on to take in turn.
     __device__ __forceinline__ void turn(const Span& span, const Team& team) {
         if (token >= wide_end) {
-            u32 after = team.warp - span.turn;
-            token = wide_end + (team.warp < span.turn ? after + team.warps : after) * TILE;
+            token = wide_end + team.behind(span.turn) * TILE;
         }
     }
 };

@@ -67,39 +67,54 @@ __device__ __forceinline__ void loose_logits(const Cache& c, const Span& span, c
     }
 }
 
-// Adds the values of 16 rows that lie anywhere, weighted.
-__device__ __forceinline__ void mix_loose(const Cache& c, const Span& span, State& s, u32 token, u32 low, u32 high,
-                                          const u32 (&p)[2]) {
-    u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const Act* rows[4];
-    u32 ring_row = token % c.residual;
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        rows[i] = row_of<false>(c, span, token, ring_row, 2 * t + i % 2 + i / 2 * 8, low, high);
-    }
+// The values of 16 rows that lie anywhere, asked for when it is made: as many channels as fit registers.
+struct LooseValues {
     // With codes, rows h = 0, 1 of a tile are a pair of channels, else channels 8 apart.
-    constexpr u32 PAIRS = V_CODES ? 1 : 2, AT_ONCE = 8 / PAIRS;
+    static constexpr u32 PAIRS = V_CODES ? 1 : 2, AT_ONCE = 8 / PAIRS;
+
+    const Act* rows[4];
+    u32 x[AT_ONCE][PAIRS][4];
+
+    __device__ __forceinline__ LooseValues(const Cache& c, const Span& span, u32 token, u32 low, u32 high) {
+        u32 t = threadIdx.x % 4, ring_row = token % c.residual;
 #pragma unroll
-    for (u32 first = 0; first < STEPS; first += AT_ONCE) {
-        u32 x[AT_ONCE][PAIRS][4];
+        for (u32 i = 0; i < 4; ++i) {
+            rows[i] = row_of<false>(c, span, token, ring_row, 2 * t + i % 2 + i / 2 * 8, low, high);
+        }
+        ask(0);
+    }
+
+    __device__ __forceinline__ void ask(u32 first) {
+        u32 g = threadIdx.x % WARP / 4;
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE * PAIRS * 4; ++i) {
             u32 step = first + i / 4 / PAIRS, h = i / 4 % PAIRS;
             x[i / 4 / PAIRS][h][i % 4] = step < STEPS ? pair_at(rows[i % 4], channel_of(step, h, g) & ~1u) : 0;
         }
+    }
+
+    // Adds them, weighted.
+    __device__ __forceinline__ void mix(State& s, const u32 (&p)[2]) {
+        u32 g = threadIdx.x % WARP / 4;
 #pragma unroll
-        for (u32 i = 0; i < AT_ONCE && first + i < STEPS; ++i) {
-            u32 v[4];  // tokens 2 t and 2 t + 1 (v[0], v[1]), then 8 more; rows h = 0, 1
-#pragma unroll
-            for (u32 j = 0; j < 4; ++j) {
-                const u32(&pairs)[4] = x[i][j % 2 % PAIRS];
-                bool odd = V_CODES ? j % 2 : g % 2;  // which of a pair's channels
-                v[j] = __byte_perm(pairs[j / 2 * 2], pairs[j / 2 * 2 + 1], odd ? 0x7632 : 0x5410);
+        for (u32 first = 0; first < STEPS; first += AT_ONCE) {
+            if (first > 0) {
+                ask(first);
             }
-            mma(s.sum[first + i], v, p[0], p[1], Act());
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE && first + i < STEPS; ++i) {
+                u32 v[4];  // tokens 2 t and 2 t + 1 (v[0], v[1]), then 8 more; rows h = 0, 1
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j) {
+                    const u32(&pairs)[4] = x[i][j % 2 % PAIRS];
+                    bool odd = V_CODES ? j % 2 : g % 2;  // which of a pair's channels
+                    v[j] = __byte_perm(pairs[j / 2 * 2], pairs[j / 2 * 2 + 1], odd ? 0x7632 : 0x5410);
+                }
+                mma(s.sum[first + i], v, p[0], p[1], Act());
+            }
         }
     }
-}
+};
 
 // One of several, which the compiler may keep in registers.
 template <u32 N, u32 WORDS, class T>
@@ -138,6 +153,20 @@ __device__ __forceinline__ void loose_keys(const Cache& c, const Span& span, u32
     }
 }
 
+// Has the values of those tokens of a tile that are not packed come to the second-level cache, a row a lane.
+template <u32 N>
+__device__ __forceinline__ void ask_values(const Cache& c, const Span& span, u32 token) {
+    const Extent& e = span.extent;
+    u32 lane = threadIdx.x % WARP;
+    const Act* row = row_of<false>(c, span, token, token % c.residual, lane, max(e.v_packed, e.start), min(token + N, e.end));
+    if (row) {
+#pragma unroll
+        for (u32 i = 0; i < HEAD_DIM; i += 64) {
+            ask(row + i);
+        }
+    }
+}
+
 // Takes the weights of those tokens out of y whose values are not packed, from v_packed on.
 template <u32 M>
 __device__ __forceinline__ void part(float (&y)[M][4], float (&loose)[M][4], u32 first, u32 v_packed) {
@@ -165,7 +194,7 @@ __device__ __forceinline__ void loose_values(const Cache& c, const Span& span, u
     for (u32 rows = from; rows < min(token + 16 * M, e.end); rows += 16) {
         u32 of_rows[2] = {};
         take(of_rows, p, (rows - token) / 16);
-        mix_loose(c, span, s, rows, max(e.v_packed, e.start), e.end, of_rows);
+        LooseValues(c, span, rows, max(e.v_packed, e.start), e.end).mix(s, of_rows);
     }
 }
 
@@ -178,6 +207,10 @@ __device__ __forceinline__ void use_tile(const Cache& c, const Span& span, u32 s
     Words words;
     float y[M][4];
     u32 p[M][2];
+    bool mixed = V_CODES && !WHOLE && token + N > e.v_packed;
+    if (mixed) {
+        ask_values<N>(c, span, token);
+    }
     Largest<M> largest(stage, q.lane);
     float by = 1.0f;
     // Once more if scales turn out to be wide, which is seen behind the products so that they need not wait for it.
@@ -201,7 +234,6 @@ __device__ __forceinline__ void use_tile(const Cache& c, const Span& span, u32 s
         weights(y, p, Act());
         return mix_rows(stage, q.lane, s, p);
     }
-    bool mixed = !WHOLE && token + N > e.v_packed;
     float loose[M][4];
     if (mixed) {
         part(y, loose, token + q.lane / 4, e.v_packed);
@@ -223,10 +255,11 @@ __device__ __forceinline__ void use_rows(const Cache& c, const Span& span, u32 t
     u32 end = head ? e.start : e.at + 1;
     float y[1][4];
     u32 p[1][2];
+    LooseValues values(c, span, token, 0, end);  // on their way
     loose_logits(c, span, q, s, token, 0, end, y[0]);
     mask(y, q, token, 0, end, e.at);
     softmax(s, y);
     add_total(s, y);
     weights(y, p, Act());
-    mix_loose(c, span, s, token, 0, end, p[0]);
+    values.mix(s, p[0]);
 }

@@ -11,6 +11,8 @@ inline char* dynamic_shared() { return emulator_shared; }
 inline u32 shared_address(const void* shared) { return (u32)((const char*)shared - emulator_shared); }
 inline u32 keep(u32 x) { return x; }
 inline void sync_threads(u32, u32 threads) { emulator_team_barrier(threads); }
+inline u32 add_in_order(u32* word, u32 x) { return atomicAdd(word, x); }
+inline void ask(const void*) {}
 inline u32 lane_id() { return threadIdx.x % 32; }
 template <unsigned long N>
 void read_shared(u32 (&x)[N], u32 at) {

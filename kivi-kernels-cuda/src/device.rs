@@ -1,6 +1,5 @@
 //! A CUDA device as a backend.
 
-use core::cell::Cell;
 use core::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -14,6 +13,7 @@ use crate::graph::Recordings;
 use crate::jit::{Jit, Limits};
 use crate::landing::{Landing, Later};
 use crate::ops::{Parcel, Scratch};
+use crate::settled::Settled;
 use crate::staging::{self, Staging};
 use crate::{Act, CudaError, launch, ops, probe};
 
@@ -46,9 +46,10 @@ pub struct Cuda<A> {
     pub(crate) sync: bool,
     /// Whether a kernel may start before the one before it is done.
     pub(crate) overlap: bool,
+    /// What a step that is being recorded may read early.
+    pub(crate) settled: Settled,
     name: String,
-    /// Not `Sync`: what another thread queued while a graph is captured would become part of it.
-    act: PhantomData<(A, Cell<()>)>,
+    act: PhantomData<A>,
 }
 
 impl<A: Act> Cuda<A> {
@@ -187,6 +188,7 @@ impl<A: Act> Cuda<A> {
             graphs,
             sync,
             overlap,
+            settled: Settled::default(),
             name,
             act,
         })

@@ -106,7 +106,9 @@ impl<A: Act> Cuda<A> {
         // A kernel that has not run yet may be loaded in between, which other modes forbid.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         self.stream.begin_capture(mode).map_err(CudaError::driver("recording ops"))?;
+        self.settled.begin();
         let queued = queue();
+        self.settled.end();
         // Also after an error: until it ends, the stream runs nothing.
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
         queued?;

@@ -109,7 +109,7 @@ impl<A: Act> Cuda<A> {
         config: LaunchConfig,
         params: &Params<P>,
     ) -> Result<(), DriverError> {
-        if self.overlap {
+        if self.overlap && !self.settled.is_awaited() {
             // SAFETY: as the caller says.
             return unsafe { queue_overlapping(&self.stream, function, config, params) };
         }

@@ -45,6 +45,7 @@ mod measure;
 mod ops;
 mod probe;
 pub mod raw;
+mod settled;
 mod staging;
 mod view;
 

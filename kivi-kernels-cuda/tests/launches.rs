@@ -23,7 +23,7 @@ fn kernels(text: &str) -> Vec<(&str, &str)> {
 
 /// Whether a function waits in all its threads: as a statement of its own body, with no way out before.
 fn waits(body: &str) -> bool {
-    let body = body.split("\n}").next().unwrap_or_default();
+    let body = format!("{}\n", body.split("\n}").next().unwrap_or_default());
     body.split_once(&format!("\n    {WAIT}\n")).is_some_and(|(before, _)| !before.contains("return"))
 }
 
@@ -33,10 +33,13 @@ fn every_kernel_waits_for_the_launch_before_it_first_of_all() {
     for (file, text) in sources() {
         for (head, body) in kernels(&text) {
             let body = body.trim_start();
-            // Products and norms ask for weights before they wait.
+            // Products and norms ask for weights before they wait, and in a recorded step attention for packed tokens and
+            // appending for where rows go.
             let first = match file.as_str() {
                 "gemv.cu" => "gemv<",
                 "norm.cu" if head.contains("_packs") => "norm_packs<",
+                "decode.cu" => "// What is settled",
+                "append.cu" if head.contains("_step") || head.contains("_rows") => "rows_when_settled(p);",
                 _ => WAIT,
             };
             assert!(body.starts_with(first), "{file}:{head}begins with {:?}", body.lines().next());
@@ -69,6 +72,44 @@ fn a_norm_waits_before_it_reads_what_a_launch_writes() {
     let ask = "weight[k] = read(p.weight + j)";
     assert!(before.contains(early) && before.contains(ask), "{before}");
     assert!(["read(", "each_pack("].iter().all(|call| before.matches(call).count() == 1), "{before}");
+}
+
+/// What begins a function that waits at once unless something is settled.
+const UNLESS_SETTLED: &str = "if (!p.settled) {\n        wait_for_launch_before();\n    }\n";
+
+#[test]
+fn attention_waits_before_it_reads_what_a_launch_writes() {
+    let (_, text) = sources().into_iter().find(|(name, _)| name == "decode.cu").unwrap();
+    let (_, body) = text.split_once("decode(const __grid_constant__ DecodeParams p) {").unwrap();
+    assert!(waits(body), "also a block that has nothing to do: {body}");
+    let (before, after) = body.split_once(UNLESS_SETTLED).unwrap();
+    assert!(!before.contains("p."), "{before}");
+    // The plan, and the first packed tiles of its spans; then queries, rows and all that is written.
+    let (early, late) = after.split_once(WAIT).unwrap();
+    assert!(
+        early.contains("plan(p, sh") && early.contains("copies.restart(") && !early.contains("run_span"),
+        "{early}"
+    );
+    assert!(late.contains("run_span("), "{late}");
+}
+
+#[test]
+fn appending_waits_before_it_reads_rows_and_writes() {
+    let (_, text) = sources().into_iter().find(|(name, _)| name == "append.cu").unwrap();
+    let (_, body) = text.split_once("void rows_when_settled(const AppendParams& p) {").unwrap();
+    assert!(waits(body) && body.trim_start().starts_with(UNLESS_SETTLED), "{body}");
+    let (_, few) = text.split_once("void append_few(").unwrap();
+    let (early, late) = few.split_once(WAIT).unwrap();
+    assert!(
+        early.matches("step").count() == 3
+            && early.contains("step_of<KEYS>")
+            && early.contains("ask_due(step)"),
+        "{early}"
+    );
+    assert!(
+        late.contains("store_window") && late.contains("pack_values") && late.contains("store_pages"),
+        "{late}"
+    );
 }
 
 #[test]

@@ -33,7 +33,7 @@ const BLOCKS: usize = 2;
 struct AppendParams {
     cache: Cache,
     heads: u32,
-    unused: u32,
+    settled: u32,
 }
 
 pub(crate) fn append<A: Act>(cuda: &Cuda<A>, op: AppendParts<'_, Cuda<A>>) -> Result<(), CudaError> {
@@ -48,6 +48,15 @@ pub(crate) fn append<A: Act>(cuda: &Cuda<A>, op: AppendParts<'_, Cuda<A>>) -> Re
 /// # Safety
 /// As for [`Cuda::append_raw`].
 pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError> {
+    // SAFETY: as the caller says.
+    unsafe { queue(cuda, op) }?;
+    cuda.settled.wrote(op.cache.pool);
+    Ok(())
+}
+
+/// # Safety
+/// As for [`Cuda::append_raw`].
+unsafe fn queue<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError> {
     let RawAppend { k_new, v_new, cache, step } = op;
     let new = [*k_new, *v_new];
     let params = Cache::new(cache, step, new);
@@ -56,7 +65,8 @@ pub(crate) unsafe fn append_raw<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Resul
         return unsafe { cache::append(cuda, params, (cache, step)) };
     };
     let heads = (cache.n_kv_heads * step.n_seqs).div_ceil(ENOUGH).clamp(1, MAX_HEADS);
-    let params = AppendParams { cache: params, heads: heads as u32, unused: 0 };
+    let settled = u32::from(cuda.settled.has(params.pool));
+    let params = AppendParams { cache: params, heads: heads as u32, settled };
     let launch = |kernel, grid| {
         let variant = Variant { kernel, shape: Some(shape), shared: 0 };
         // SAFETY: as the caller says; the kernels keep to what counts and page tables say is due.

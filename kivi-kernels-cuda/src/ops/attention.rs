@@ -50,6 +50,11 @@ impl AttendParams {
         self.cache.n_seqs as usize
     }
 
+    /// Where pages are.
+    pub fn pool(&self) -> u64 {
+        self.cache.pool
+    }
+
     /// KV heads.
     pub fn kv_heads(&self) -> usize {
         self.cache.n_kv_heads as usize

@@ -34,7 +34,7 @@ struct CacheSide {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Cache {
-    pool: u64,
+    pub(super) pool: u64,
     k: CacheSide,
     v: CacheSide,
     row_start: u64,
@@ -150,5 +150,7 @@ pub(crate) fn clear_pages<A: Act>(cuda: &Cuda<A>, op: ClearPagesParts<'_, Cuda<A
     let params = ClearParams { pool: cache.pool.at(0), pages: pages.at(0), of_page };
     // SAFETY: `ClearPages::new` checked the length of the list; that its pages are below `n_pages` is the op's contract
     // with its caller. A block a page.
-    unsafe { cuda.launch(&SOURCE, "clear_pages", [n, 1, 1], params) }
+    unsafe { cuda.launch(&SOURCE, "clear_pages", [n, 1, 1], params) }?;
+    cuda.settled.wrote(params.pool);
+    Ok(())
 }

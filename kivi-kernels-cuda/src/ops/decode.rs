@@ -32,6 +32,8 @@ pub(super) struct DecodeParams {
     warps: u32,
     tile: u32,
     rows_cost: u32,
+    settled: u32,
+    unused: u32,
 }
 
 /// What the blocks of a launch leave for each other, how many came and partial results, and a plan for those that are given none.
@@ -106,6 +108,8 @@ impl DecodeParams {
             warps: shape.warps as u32,
             tile: shape.tile as u32,
             rows_cost: shape.rows_cost as u32,
+            settled: u32::from(plan != 0 && cuda.settled.has(attend.pool())),
+            unused: 0,
         }
     }
 }

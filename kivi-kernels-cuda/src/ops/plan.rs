@@ -37,7 +37,9 @@ pub(crate) fn plan_attend<A: Act>(
 pub(crate) unsafe fn plan_attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawPlan) -> Result<(), CudaError> {
     let params = AttendParams::new(op, [RawRows::default(); 2]);
     let Some((_, shape)) = decode::shape(cuda, &op.cache.layout, &[], false) else { return Ok(()) };
-    launch_plan(cuda, DecodeParams::new(cuda, shape, params, (few(op.step.max_new), op.plan, 0)))
+    launch_plan(cuda, DecodeParams::new(cuda, shape, params, (few(op.step.max_new), op.plan, 0)))?;
+    cuda.settled.planned();
+    Ok(())
 }
 
 /// Plans the launch of decode's kernel with these parameters.
