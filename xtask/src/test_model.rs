@@ -1,5 +1,6 @@
 //! `cargo xtask test-model`: a whole model on CUDA against the CPU backend, teacher-forced over a text, step by step.
 
+mod golden;
 mod replay;
 
 use std::path::PathBuf;
@@ -21,11 +22,28 @@ use crate::test_kernels::emulate;
 
 /// What is read if no text is given: enough for a short run.
 const TEXT: &str = include_str!("../../README.md");
-/// Predictions that may have another likeliest token.
-const OTHER_TOP: f64 = 0.005;
-
 /// Fewer predictions than this are a short run.
 const FEW: usize = 1024;
+
+/// How far a model may be from the CPU's: the share of predictions with another likeliest token, and the mean divergence.
+/// Rounding activations to 16 bits takes any implementation so far (docs/numerics.md, "Whole models on CUDA").
+#[derive(Clone, Copy)]
+struct Limits {
+    other_top: f64,
+    kld: f64,
+}
+
+impl Limits {
+    fn of(act: DType, bits: u32) -> Self {
+        let (other_top, kld) = match (act, bits) {
+            (DType::Bf16, 2) => (0.04, 5e-3),
+            (DType::Bf16, _) => (0.025, 1e-3),
+            (_, 2) => (0.02, 2e-3),
+            _ => (0.005, 1e-4),
+        };
+        Self { other_top, kld }
+    }
+}
 
 /// Arguments of the task.
 #[derive(Debug, clap::Args)]
@@ -42,7 +60,7 @@ pub struct Args {
     /// Text to read [default: a page that is part of the program]
     #[arg(short, long, value_name = "PATH")]
     file: Option<PathBuf>,
-    /// Predictions to compare
+    /// Predictions to compare; from 1,024 of the built-in kivi-tiny on, also with those of a PyTorch model of the cache
     #[arg(long, value_name = "N", default_value_t = 512)]
     positions: usize,
     /// Tokens of a window; the first quarter is its prompt
@@ -140,17 +158,19 @@ fn windows(args: &Args, source: &Source) -> Result<Vec<Vec<u32>>> {
 fn on<B: Backend>(args: &Args, device: &B, source: &Source, windows: &[Vec<u32>]) -> Result<usize> {
     let cpu = Cpu::<f32>::new();
     let models = (Model::load(&cpu, source, &mut |_, _| {})?, Model::load(device, source, &mut |_, _| {})?);
-    let (rows, limit) = match B::Act::DTYPE {
-        DType::Bf16 => (KvDtype::Bf16, 1e-3),
-        _ => (KvDtype::F16, 1e-4),
+    let rows = match B::Act::DTYPE {
+        DType::Bf16 => KvDtype::Bf16,
+        _ => KvDtype::F16,
     };
-    let mut failed = 0;
+    // A short run is enough to look at.
+    let whole = args.model.is_none() && args.positions >= FEW;
+    let mut failed = if whole { golden::compare(device, &models.1, rows)? } else { 0 };
     for &bits in &args.kv_bits {
         let width = Bits::try_from(bits).context("--kv-bits")?;
         let cache = KiviConfig::new(width, width, GroupSize::G32, 128)?.with_kv_dtype(rows);
         let mut difference = Difference::default();
         for windows in windows.chunks(args.batch_size) {
-            let config = sizes(args, cache, windows.len());
+            let config = sizes(args.ctx_size, cache, windows.len());
             let a = Engine::new(&cpu, &models.0, config.clone())?;
             let b = Engine::new(device, &models.1, config)?;
             in_step(a, b, windows, args.ctx_size / 4, &mut difference)?;
@@ -158,21 +178,30 @@ fn on<B: Backend>(args: &Args, device: &B, source: &Source, windows: &[Vec<u32>]
         if args.replay > 0 {
             failed += replay::compare(device, &models.1, cache, &windows[0], args.replay)?;
         }
-        let pass = difference.is_within(limit);
+        let pass = difference.is_within(Limits::of(B::Act::DTYPE, bits));
         failed += usize::from(!pass);
         println!("{:<6} {bits:<5} {}", B::Act::DTYPE.name(), difference.line(pass));
     }
     Ok(failed)
 }
 
-fn sizes(args: &Args, cache: KiviConfig, windows: usize) -> EngineConfig {
+/// Room for so many windows of `tokens` tokens.
+fn sizes(tokens: usize, cache: KiviConfig, windows: usize) -> EngineConfig {
     EngineConfig {
-        pool_tokens: windows * cache.pages(args.ctx_size + 1).max(1) * cache.page_tokens(),
+        pool_tokens: windows * cache.pages(tokens + 1).max(1) * cache.page_tokens(),
         cache: cache.into(),
-        max_context: args.ctx_size + 1,
+        max_context: tokens + 1,
         max_seqs: windows,
-        max_batched_tokens: windows * args.ctx_size,
+        max_batched_tokens: windows * tokens,
     }
+}
+
+/// Asks for the logits of each token of a text behind its prompt.
+fn request(text: &[u32], prompt: usize) -> Request {
+    let mut request = Request::new(text[..prompt].to_vec(), text.len() - prompt);
+    request.forced = text[prompt..].to_vec();
+    request.want_logits = true;
+    request
 }
 
 /// Runs both engines over the windows, and compares what they predict after each step.
@@ -184,11 +213,8 @@ fn in_step<A: Backend, B: Backend>(
     difference: &mut Difference,
 ) -> Result<()> {
     for window in windows {
-        let mut request = Request::new(window[..prompt].to_vec(), window.len() - prompt);
-        request.forced = window[prompt..].to_vec();
-        request.want_logits = true;
-        a.submit(request.clone())?;
-        b.submit(request)?;
+        a.submit(request(window, prompt))?;
+        b.submit(request(window, prompt))?;
     }
     while !a.is_idle() {
         let (expected, found) = (logits(a.step()?)?, logits(b.step()?)?);
@@ -217,11 +243,11 @@ impl Difference {
         self.max_kld = self.max_kld.max(kld);
     }
 
-    /// One other token is no failure, and the mean of few predictions may be four times as far.
-    fn is_within(&self, mean_kld: f64) -> bool {
-        let mean_kld = if self.positions < FEW { 4.0 * mean_kld } else { mean_kld };
-        let others = (self.positions as f64 * OTHER_TOP).max(1.0);
-        self.positions > 0 && self.other_top as f64 <= others && self.kld / self.positions as f64 <= mean_kld
+    /// One other token is no failure, and few predictions may be four times as far.
+    fn is_within(&self, limits: Limits) -> bool {
+        let (n, slack) = (self.positions as f64, if self.positions < FEW { 4.0 } else { 1.0 });
+        let others = (n * slack * limits.other_top).max(1.0);
+        self.positions > 0 && self.other_top as f64 <= others && self.kld / n <= slack * limits.kld
     }
 
     fn line(&self, pass: bool) -> String {
@@ -254,8 +280,9 @@ mod tests {
     fn equal_models_have_no_difference_and_others_have() {
         let mut difference = Difference::default();
         difference.add(&[1.0, 2.0, 0.5], &[1.0, 2.0, 0.5]);
-        assert!(difference.is_within(1e-12));
+        let limits = |kld| Limits { other_top: 0.005, kld };
+        assert!(difference.is_within(limits(1e-12)));
         difference.add(&[1.0, 2.0, 0.5], &[2.0, 1.0, 0.5]);
-        assert!(difference.other_top == 1 && !difference.is_within(1e-3));
+        assert!(difference.other_top == 1 && !difference.is_within(limits(1e-3)));
     }
 }
