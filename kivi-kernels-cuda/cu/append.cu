@@ -111,11 +111,15 @@ __device__ __forceinline__ void ask_due(const Step& step) {
 // A warp's part of a step, unless keys are due.
 template <bool KEYS>
 __device__ __forceinline__ void append_few(const Cache& c, const Side& side, u32 seq, u32 head) {
+    u32 active = c.active[seq];
     Step step = step_of<KEYS>(c, side, seq, head);
-    if (CODES<KEYS> && !KEYS) {
+    if (CODES<KEYS> && !KEYS && active) {
         ask_due(step);
     }
     wait_for_launch_before();
+    if (!active) {
+        return;
+    }
     if (!CODES<KEYS>) {
         store_pages<WARP>(c, side, step, seq, head, step.source.len, WARP / LANES);
         return;
@@ -151,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
 __device__ __forceinline__ void rows_of_block(const AppendParams& p) {
     const Cache& c = p.cache;
     u32 seq = blockIdx.y, warp = threadIdx.x / WARP, head = blockIdx.x * p.heads + warp / 2;
-    if (c.active[seq] && warp < 2 * p.heads && head < c.n_kv_heads) {
+    if (warp < 2 * p.heads && head < c.n_kv_heads) {
         if (warp % 2) {
             append_few<false>(c, c.v, seq, head);
         } else {
@@ -160,11 +164,15 @@ __device__ __forceinline__ void rows_of_block(const AppendParams& p) {
     }
 }
 
+__device__ __forceinline__ bool has_due_keys(const Cache& c, u32 seq) {
+    return K_CODES && c.active[seq] && c.k.packed[seq] < c.k.packed_next[seq];
+}
+
 // Keys of the heads of a block, if they are due.
 __device__ __forceinline__ void due_keys_of_block(const AppendParams& p) {
     const Cache& c = p.cache;
     u32 seq = blockIdx.y, first = blockIdx.x * p.heads;
-    bool due = K_CODES && c.active[seq] && c.k.packed[seq] < c.k.packed_next[seq];
+    bool due = has_due_keys(c, seq);
     for (u32 head = first; due && head < min(first + p.heads, c.n_kv_heads); ++head) {
         append_many<true>(c, c.k, seq, head, 0, 1);
     }
@@ -184,12 +192,29 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams 
     due_keys_of_block(p);
 }
 
-// Keys that are due take twice the registers, which would leave room for half as many warps.
-extern "C" __global__ void __launch_bounds__(BLOCK, 4) append_rows(AppendParams p) {
+// Keys that are due take three times the registers, which would leave room for a third as many warps.
+extern "C" __global__ void __launch_bounds__(BLOCK, 6) append_rows(AppendParams p) {
     rows_when_settled(p);
 }
 
+// Most sequences have none in most steps: each block looks for those that have, and takes some of their heads.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_due(AppendParams p) {
     wait_for_launch_before();
-    due_keys_of_block(p);
+    __shared__ u32 due[BLOCK], n_due;
+    const Cache& c = p.cache;
+    for (u32 base = 0; base < c.n_seqs; base += BLOCK) {
+        if (threadIdx.x == 0) {
+            n_due = 0;
+        }
+        __syncthreads();
+        u32 seq = base + threadIdx.x;
+        if (seq < c.n_seqs && has_due_keys(c, seq)) {
+            due[atomicAdd(&n_due, 1u)] = seq;
+        }
+        __syncthreads();
+        for (u32 i = blockIdx.x; i < n_due * c.n_kv_heads; i += gridDim.x) {
+            append_many<true>(c, c.k, due[i / c.n_kv_heads], i % c.n_kv_heads, 0, 1);
+        }
+        __syncthreads();
+    }
 }
