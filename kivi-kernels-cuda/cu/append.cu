@@ -164,15 +164,11 @@ __device__ __forceinline__ void rows_of_block(const AppendParams& p) {
     }
 }
 
-__device__ __forceinline__ bool has_due_keys(const Cache& c, u32 seq) {
-    return K_CODES && c.active[seq] && c.k.packed[seq] < c.k.packed_next[seq];
-}
-
 // Keys of the heads of a block, if they are due.
 __device__ __forceinline__ void due_keys_of_block(const AppendParams& p) {
     const Cache& c = p.cache;
     u32 seq = blockIdx.y, first = blockIdx.x * p.heads;
-    bool due = has_due_keys(c, seq);
+    bool due = K_CODES && c.active[seq] && c.k.packed[seq] < c.k.packed_next[seq];
     for (u32 head = first; due && head < min(first + p.heads, c.n_kv_heads); ++head) {
         append_many<true>(c, c.k, seq, head, 0, 1);
     }
@@ -197,24 +193,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 6) append_rows(AppendParams 
     rows_when_settled(p);
 }
 
-// Most sequences have none in most steps: each block looks for those that have, and takes some of their heads.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_due(AppendParams p) {
     wait_for_launch_before();
-    __shared__ u32 due[BLOCK], n_due;
-    const Cache& c = p.cache;
-    for (u32 base = 0; base < c.n_seqs; base += BLOCK) {
-        if (threadIdx.x == 0) {
-            n_due = 0;
-        }
-        __syncthreads();
-        u32 seq = base + threadIdx.x;
-        if (seq < c.n_seqs && has_due_keys(c, seq)) {
-            due[atomicAdd(&n_due, 1u)] = seq;
-        }
-        __syncthreads();
-        for (u32 i = blockIdx.x; i < n_due * c.n_kv_heads; i += gridDim.x) {
-            append_many<true>(c, c.k, due[i / c.n_kv_heads], i % c.n_kv_heads, 0, 1);
-        }
-        __syncthreads();
-    }
+    due_keys_of_block(p);
 }

@@ -81,6 +81,5 @@ unsafe fn queue<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError>
         return launch("append_step", grid);
     }
     launch("append_rows", grid)?;
-    let due = [BLOCKS * cuda.multiprocessors, 1, 1];
-    if cache.layout.bits(Side::Key).is_quantized() { launch("append_due", due) } else { Ok(()) }
+    if cache.layout.bits(Side::Key).is_quantized() { launch("append_due", grid) } else { Ok(()) }
 }
