@@ -11,8 +11,12 @@ use std::collections::BTreeMap;
 use super::{log_softmax, logits, request, sizes};
 
 const GOLDEN: &str = include_str!("../../../kivi-model/tests/golden/kivi-nll.json");
-/// By how much the mean of a passage may differ, in nats.
-const MEAN: f64 = 5e-3;
+/// By how much the mean of a passage may differ, in nats. Rounding activations takes PyTorch's own model over 5e-3 at 2 bits, in bf16
+/// and where the window is short (docs/numerics.md, "Whole models on CUDA").
+fn limit(setting: &str, rows: KvDtype) -> f64 {
+    let far = setting.starts_with("2:2") && (setting.ends_with(" R32") || rows == KvDtype::Bf16);
+    if far { 2e-2 } else { 5e-3 }
+}
 
 #[derive(Deserialize)]
 struct Golden {
@@ -44,12 +48,13 @@ pub fn compare<B: Backend>(device: &B, model: &Model<B>, rows: KvDtype) -> Resul
         }
     }
     for (setting, difference) in &largest {
-        let verdict = if *difference <= MEAN { "pass" } else { "FAIL" };
+        let verdict = if *difference <= limit(setting, rows) { "pass" } else { "FAIL" };
         println!(
             "{setting} {rows} rows: the mean differs from PyTorch's by {difference:.1e} nats: {verdict}"
         );
     }
-    Ok(largest.len() - largest.values().filter(|difference| **difference <= MEAN).count())
+    let near = largest.iter().filter(|(setting, difference)| **difference <= limit(setting, rows));
+    Ok(largest.len() - near.count())
 }
 
 fn setting_of(text: &str) -> Result<KiviConfig> {
@@ -98,6 +103,7 @@ mod tests {
         let cache = setting_of("2:2 R128").unwrap();
         let found = log_probabilities(&cpu, &model, cache, (&first.ids, golden.prefix)).unwrap();
         let apart = |document: &Document| (mean(&found) - mean(&document.logprob["2:2 R128"])).abs();
-        assert!(apart(first) <= MEAN && apart(second) > MEAN, "{} {}", apart(first), apart(second));
+        let limit = limit("2:2 R128", KvDtype::F16);
+        assert!(apart(first) <= limit && apart(second) > limit, "{} {}", apart(first), apart(second));
     }
 }
