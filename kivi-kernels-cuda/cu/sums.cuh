@@ -3,7 +3,7 @@
 #include "softmax.cuh"
 #include "products.cuh"
 
-constexpr u32 PARTIAL = QUERIES * (HEAD_DIM + 2);  // floats: sums, references, totals
+constexpr u32 PARTIAL = QUERIES * (HEAD_DIM + 2);  // floats: sums; of each query reference and total
 constexpr u32 QUADS = HEAD_DIM / 4;                // channels are added 4 at a time
 
 // 2 to the difference of a reference and the largest one, which may both be of nothing.

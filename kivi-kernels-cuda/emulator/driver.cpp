@@ -474,8 +474,20 @@ struct LaunchConfig {
     unsigned count;
 };
 
+// Whether the next launch on a stream must start when all before it are done (settled.rs): the first of a graph, and what is
+// behind a plan.
+bool is_awaited(void* stream) {
+    auto graph = recording.find(stream);
+    return graph != recording.end() && (graph->second->empty() || graph->second->back().kernel->name == "plan_decode");
+}
+
 // Launches that may overlap; here they are one after the other.
 Result cuLaunchKernelEx(const LaunchConfig* c, void* function, void** arguments, void** extra) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (c->count && is_awaited(c->stream)) {
+        fprintf(stderr, "emulator: %s may not overlap what is before it\n", ((Kernel*)function)->name.c_str());
+        return INVALID;
+    }
     constexpr unsigned PROGRAMMATIC_STREAM_SERIALIZATION = 6;
     for (unsigned i = 0; i < c->count; ++i) {
         if (c->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION || c->attributes[i].value != 1) {

@@ -1,8 +1,8 @@
 //! The only place that launches kernels.
 //!
 //! Where the device can, launches overlap (programmatic dependent launch): a kernel is loaded and its blocks are under way
-//! while the one before it still runs, and there they wait for it (`wait_for_launch_before` in `kivi.cuh`, with which every
-//! kernel begins, and which says why that is enough). This changes when a kernel starts, not what it finds:
+//! while the one before it still runs, and there they wait for it (`wait_for_launch_before` in `kivi.cuh`, which says why that is
+//! enough) before they read what it may write, and before they write. This changes when a kernel starts, not what it finds:
 //!
 //! - What others queue in between (cuBLASLt's kernels, copies, memsets, graphs, events) waits for the whole kernel before it,
 //!   and so for all before that. A kernel of ours behind one that lets nothing start early, as cuBLASLt's may be, starts when that
@@ -121,7 +121,7 @@ impl<A: Act> Cuda<A> {
 /// Queues a kernel that may start before the one before it is done; cudarc's launches have no attributes.
 ///
 /// # Safety
-/// As for [`Cuda::launch_blocks`]; the kernel begins with `wait_for_launch_before`.
+/// As for [`Cuda::launch_blocks`]; the kernel waits (`wait_for_launch_before`) before it writes or reads what is not settled.
 unsafe fn queue_overlapping<P: Pod>(
     stream: &CudaStream,
     function: &CudaFunction,

@@ -7,8 +7,10 @@
 //!
 //! On devices of compute capability 9.0 and above these launches may start early (programmatic dependent launch, unless
 //! `KIVI_PDL=0` is in the environment), and on the device they wait for the launch before them, before they read or write
-//! anything: also for one of the caller's that lets its dependents start early. In a step that [`kivi_kernels::Backend::record`]
-//! records, which queues nothing but launches of the [`Cuda`], they read what was written before it earlier. They let the launch behind them start early
+//! anything: also for one of the caller's that lets its dependents start early. A step that [`kivi_kernels::Backend::record`]
+//! records is different: in it they read pages and what the step is about before they wait, if no launch of the step writes
+//! it. So nothing but ops and launches of this door may be in it, the same pool must have the same address
+//! in all of them, and no op may write arrays of a [`RawStep`]. They let the launch behind them start early
 //! in turn, before they wait themselves, so that several may be under way. This concerns a launch of the caller's only if it
 //! has the attribute for it. That one must wait on the device (`griddepcontrol.wait`) in every block, even if it needs
 //! nothing of what is before: what comes behind it takes its end for the end of all before.

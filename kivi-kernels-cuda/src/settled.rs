@@ -1,8 +1,9 @@
 //! What the launches of a step that is being recorded may read before the launch before them is done.
 //!
 //! All that was written before a graph is there when its first launch starts, hence lengths, page tables, rings and pages, of
-//! which attention asks for some before it waits (`settled` in `cu/share.cuh`). What the graph itself writes of it is kept here,
-//! until a launch waits for it that lets nothing start early. Outside of graphs nothing is known of what is queued.
+//! which attention and appending ask for some before they wait (`settled` in `cu/share.cuh` and `cu/append.cu`). What the graph
+//! itself writes of it is kept here, until a launch starts when all before it are done: the first of the graph, and what is
+//! behind a plan. Outside of graphs nothing is known of what is queued.
 
 use core::cell::RefCell;
 
@@ -16,14 +17,14 @@ pub(crate) struct Settled(RefCell<Option<Recorded>>);
 struct Recorded {
     /// Pools of which pages, and rings beside them, were written.
     pools: Vec<CUdeviceptr>,
-    /// Whether a plan was written, for which the next launch waits.
-    planned: bool,
+    /// Whether the next launch starts when all before it are done.
+    awaited: bool,
 }
 
 impl Settled {
     /// A step is recorded from here on, until [`Self::end`].
     pub fn begin(&self) {
-        self.0.replace(Some(Recorded::default()));
+        self.0.replace(Some(Recorded { awaited: true, ..Recorded::default() }));
     }
 
     pub fn end(&self) {
@@ -37,22 +38,22 @@ impl Settled {
         }
     }
 
-    /// A launch was queued that writes a plan.
-    pub fn planned(&self) {
+    /// A launch was queued that writes a plan, or what a step is about: the next one starts when it is done.
+    pub fn wrote_plan(&self) {
         if let Some(recorded) = self.0.borrow_mut().as_mut() {
-            recorded.planned = true;
+            recorded.awaited = true;
         }
     }
 
     /// Whether the launch that is queued now must start when all before it are done; if so, all they wrote is settled.
     pub fn is_awaited(&self) -> bool {
         let mut recorded = self.0.borrow_mut();
-        recorded.as_mut().is_some_and(|recorded| recorded.planned && std::mem::take(recorded).planned)
+        recorded.as_mut().is_some_and(|recorded| recorded.awaited && std::mem::take(recorded).awaited)
     }
 
     /// Whether plans, what steps are about, and the cache with this pool are settled when the next launch starts.
     pub fn has(&self, pool: CUdeviceptr) -> bool {
-        self.0.borrow().as_ref().is_some_and(|recorded| recorded.planned || !recorded.pools.contains(&pool))
+        self.0.borrow().as_ref().is_some_and(|recorded| recorded.awaited || !recorded.pools.contains(&pool))
     }
 }
 
@@ -65,19 +66,20 @@ mod tests {
         let settled = Settled::default();
         assert!(!settled.has(1), "who knows what is queued");
         settled.begin();
-        assert!(settled.has(1) && !settled.is_awaited(), "the graph waits for what is before it");
+        assert!(settled.has(1) && settled.is_awaited(), "the graph waits for what is before it");
+        assert!(settled.has(1) && !settled.is_awaited());
         settled.wrote(1);
         assert!(!settled.has(1) && settled.has(2));
-        settled.planned();
+        settled.wrote_plan();
         assert!(settled.has(1), "the next launch waits");
         assert!(settled.is_awaited() && !settled.is_awaited() && settled.has(1));
-        settled.planned();
+        settled.wrote_plan();
         assert!(settled.is_awaited());
         settled.wrote(1);
         assert!(!settled.has(1), "queued behind the launch that waited");
         settled.end();
         settled.wrote(1);
-        settled.planned();
+        settled.wrote_plan();
         assert!(!settled.is_awaited() && !settled.has(2));
     }
 }

@@ -1,5 +1,5 @@
-//! Launches overlap on the device, which is right only if every kernel begins with waiting for the one before
-//! (`wait_for_launch_before` in `cu/kivi.cuh`).
+//! Launches overlap on the device, which is right only if every kernel waits for the one before (`wait_for_launch_before` in
+//! `cu/kivi.cuh`): first of all, but for what it reads that is settled.
 
 use std::fs;
 use std::path::Path;
@@ -86,10 +86,15 @@ fn attention_waits_before_it_reads_what_a_launch_writes() {
     assert!(!before.contains("p."), "{before}");
     // The plan, and the first packed tiles of its spans; then queries, rows and all that is written.
     let (early, late) = after.split_once(WAIT).unwrap();
+    let asked = ["p.plan[blockIdx.x].share", "p.attend.cache, sh"].map(|x| early.matches(x).count());
+    assert_eq!((asked, early.matches("p.").count()), ([1, 1], 2), "{early}");
     assert!(
         early.contains("plan(p, sh") && early.contains("copies.restart(") && !early.contains("run_span"),
         "{early}"
     );
+    for (name, text) in sources().iter().filter(|(name, _)| name == "plan.cuh" || name == "copies.cuh") {
+        assert!(["attend.q", "attend.out", ".ring", "partials"].iter().all(|x| !text.contains(x)), "{name}");
+    }
     assert!(late.contains("run_span("), "{late}");
 }
 
@@ -98,6 +103,9 @@ fn appending_waits_before_it_reads_rows_and_writes() {
     let (_, text) = sources().into_iter().find(|(name, _)| name == "append.cu").unwrap();
     let (_, body) = text.split_once("void rows_when_settled(const AppendParams& p) {").unwrap();
     assert!(waits(body) && body.trim_start().starts_with(UNLESS_SETTLED), "{body}");
+    let (_, ask_due) = text.split_once("void ask_due(").unwrap();
+    let ask_due = ask_due.split("\n}").next().unwrap();
+    assert!(ask_due.matches("ring").count() == 1 && ask_due.contains(" ask(step.source.ring"), "{ask_due}");
     let (_, few) = text.split_once("void append_few(").unwrap();
     let (early, late) = few.split_once(WAIT).unwrap();
     assert!(

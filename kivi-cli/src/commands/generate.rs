@@ -156,8 +156,10 @@ impl Job {
                 ControlFlow::Continue(())
             }
         });
+        // Also after an error, which begins a line then.
+        let finished = screen.finish();
         let texts = texts.map_err(|error| named(error, prompts))?;
-        screen.finish()?;
+        finished?;
         if let (Some(file), Some(text)) = (save_cache, texts.first()) {
             save(&engine, text, file)?;
         }

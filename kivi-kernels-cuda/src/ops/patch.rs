@@ -103,5 +103,7 @@ pub(crate) fn patch<A: Act>(cuda: &Cuda<A>, patches: Vec<Patch<'_, Cuda<A>>>) ->
     parcel.send(&cuda.stream, &all).map_err(CudaError::driver("sending a step"))?;
     let params = PatchParams { parts: parcel.words.device_ptr() };
     // SAFETY: all parts were checked against their buffers; a block a part. The next parcel is copied after this launch.
-    unsafe { cuda.launch(&SOURCE, "patch", [parts.len(), 1, 1], params) }
+    unsafe { cuda.launch(&SOURCE, "patch", [parts.len(), 1, 1], params) }?;
+    cuda.settled.wrote_plan();
+    Ok(())
 }

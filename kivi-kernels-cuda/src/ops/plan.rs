@@ -38,7 +38,7 @@ pub(crate) unsafe fn plan_attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawPlan) -> Re
     let params = AttendParams::new(op, [RawRows::default(); 2]);
     let Some((_, shape)) = decode::shape(cuda, &op.cache.layout, &[], false) else { return Ok(()) };
     launch_plan(cuda, DecodeParams::new(cuda, shape, params, (few(op.step.max_new), op.plan, 0)))?;
-    cuda.settled.planned();
+    cuda.settled.wrote_plan();
     Ok(())
 }
 

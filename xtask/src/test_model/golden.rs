@@ -1,6 +1,6 @@
 //! Log-probabilities over the packed cache against those of a PyTorch model of KIVI, which `xtask/golden/golden.py` ran.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kivi_kernels::Backend;
 use kivi_model::engine::Engine;
 use kivi_model::model::Model;
@@ -39,6 +39,12 @@ pub fn compare<B: Backend>(device: &B, model: &Model<B>, rows: KvDtype) -> Resul
         for (setting, expected) in &document.logprob {
             let cache = setting_of(setting)?.with_kv_dtype(rows);
             let found = log_probabilities(device, model, cache, (&document.ids, golden.prefix))?;
+            ensure!(
+                found.len() == expected.len(),
+                "{setting}: {} tokens, expected {}",
+                found.len(),
+                expected.len()
+            );
             let difference = (mean(&found) - mean(expected)).abs();
             let most = largest.entry(setting).or_default();
             // What is not a number stays.
