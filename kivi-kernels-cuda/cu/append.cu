@@ -1,7 +1,8 @@
 // append.cu: writing the cache of one layout, each element read once; cache.cu has the kernels for the others.
 //   append       grid (2 n_kv_heads, parts, n_seqs): keys of the heads, then values; the parts share a head's new tokens
 //   append_step  grid (n_kv_heads / heads, n_seqs): few new tokens; a warp for the keys of a head, and one for the values
-//   append_rows, append_due  the same in two launches, for many sequences: without keys that are due, and those alone
+//   append_rows  grid (n_seqs n_kv_heads / 8): the same of many sequences without keys that are due; a warp for a head
+//   append_due   grid (n_kv_heads / 8, n_seqs / 8): those keys alone
 //
 // One launch does a step, prompts too. All reading and writing of a ring is one block's: part 0 of a head packs what is
 // due from the ring, then stores new rows there. Other tiles come from the new rows alone. In a step of few tokens it is
@@ -14,6 +15,8 @@ struct AppendParams {
     u32 settled;  // whether no launch that may still run writes the cache or what the step is about
 };
 KIVI_CHECK_SIZE(AppendParams);
+
+constexpr u32 DUE_SEQS = 8;  // sequences of a block of append_due
 
 // What a step has for one side of a head of a sequence.
 struct Step {
@@ -108,18 +111,9 @@ __device__ __forceinline__ void ask_due(const Step& step) {
     }
 }
 
-// A warp's part of a step, unless keys are due.
+// Few new tokens of a head, by a warp; keys unless they are due.
 template <bool KEYS>
-__device__ __forceinline__ void append_few(const Cache& c, const Side& side, u32 seq, u32 head) {
-    u32 active = c.active[seq];
-    Step step = step_of<KEYS>(c, side, seq, head);
-    if (CODES<KEYS> && !KEYS && active) {
-        ask_due(step);
-    }
-    wait_for_launch_before();
-    if (!active) {
-        return;
-    }
+__device__ __forceinline__ void append_few(const Cache& c, const Side& side, const Step& step, u32 seq, u32 head) {
     if (!CODES<KEYS>) {
         store_pages<WARP>(c, side, step, seq, head, step.source.len, WARP / LANES);
         return;
@@ -137,6 +131,26 @@ __device__ __forceinline__ void append_few(const Cache& c, const Side& side, u32
     store_window<WARP>(c, side, step, seq, head);
 }
 
+// Keys of heads [begin, end) that are due, by a block: teams take windows of them, then warps the new rows.
+__device__ __forceinline__ void append_due_keys(const Cache& c, u32 seq, u32 begin, u32 end) {
+    constexpr u32 TEAMS = BLOCK / K_TEAM, WINDOW = TILE / TEAMS;  // WINDOW: tokens
+    u32 heads = end - begin, packed = c.k.packed[seq], next = c.k.packed_next[seq], team = threadIdx.x / K_TEAM;
+    u32 windows = (next - packed + WINDOW - 1) / WINDOW;
+    for (u32 i = team; i < windows * heads; i += TEAMS) {
+        u32 head = begin + i % heads, from = packed + i / heads * WINDOW;
+        Step step = step_of<true>(c, c.k, seq, head);
+        pack_keys(c, step.source, seq, head, from - team * WINDOW, from, min(from + WINDOW, next));
+    }
+    __syncthreads();
+    for (u32 head = begin + threadIdx.x / WARP; head < end; head += WARPS) {
+        store_window<WARP>(c, c.k, step_of<true>(c, c.k, seq, head), seq, head);
+    }
+}
+
+__device__ __forceinline__ bool keys_are_due(const Cache& c, u32 seq) {
+    return K_CODES && c.active[seq] && c.k.packed[seq] < c.k.packed_next[seq];
+}
+
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
     wait_for_launch_before();
     const Cache& c = p.cache;
@@ -151,49 +165,67 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) append(AppendParams p) {
     }
 }
 
-// A warp's part of the heads of a block.
-__device__ __forceinline__ void rows_of_block(const AppendParams& p) {
-    const Cache& c = p.cache;
-    u32 seq = blockIdx.y, warp = threadIdx.x / WARP, head = blockIdx.x * p.heads + warp / 2;
-    if (warp < 2 * p.heads && head < c.n_kv_heads) {
-        if (warp % 2) {
-            append_few<false>(c, c.v, seq, head);
-        } else {
-            append_few<true>(c, c.k, seq, head);
-        }
-    }
-}
-
-// Keys of the heads of a block, if they are due.
-__device__ __forceinline__ void due_keys_of_block(const AppendParams& p) {
-    const Cache& c = p.cache;
-    u32 seq = blockIdx.y, first = blockIdx.x * p.heads;
-    bool due = K_CODES && c.active[seq] && c.k.packed[seq] < c.k.packed_next[seq];
-    for (u32 head = first; due && head < min(first + p.heads, c.n_kv_heads); ++head) {
-        append_many<true>(c, c.k, seq, head, 0, 1);
-    }
-}
-
-// Where rows go is found before the launch before is done, if it is settled.
-__device__ __forceinline__ void rows_when_settled(const AppendParams& p) {
+// What a step is about is read before the launch before is done, if it is settled.
+__device__ __forceinline__ void wait_unless_settled(const AppendParams& p) {
     if (!p.settled) {
         wait_for_launch_before();
     }
-    rows_of_block(p);
+}
+
+template <bool KEYS>
+__device__ __forceinline__ void append_side(const Cache& c, const Side& side, u32 seq, u32 head) {
+    u32 active = c.active[seq];
+    Step step = step_of<KEYS>(c, side, seq, head);
+    if (CODES<KEYS> && !KEYS && active) {
+        ask_due(step);
+    }
     wait_for_launch_before();
+    if (active) {
+        append_few<KEYS>(c, side, step, seq, head);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_step(AppendParams p) {
-    rows_when_settled(p);
-    due_keys_of_block(p);
+    wait_unless_settled(p);
+    const Cache& c = p.cache;
+    u32 seq = blockIdx.y, first = blockIdx.x * p.heads, end = min(first + p.heads, c.n_kv_heads);
+    u32 warp = threadIdx.x / WARP, head = first + warp / 2;
+    if (head < end && warp % 2) {
+        append_side<false>(c, c.v, seq, head);
+    } else if (head < end) {
+        append_side<true>(c, c.k, seq, head);
+    }
+    wait_for_launch_before();
+    if (keys_are_due(c, seq)) {
+        append_due_keys(c, seq, first, end);
+    }
 }
 
 // Keys that are due take three times the registers, which would leave room for a third as many warps.
 extern "C" __global__ void __launch_bounds__(BLOCK, 6) append_rows(AppendParams p) {
-    rows_when_settled(p);
+    wait_unless_settled(p);
+    const Cache& c = p.cache;
+    u32 i = blockIdx.x * WARPS + threadIdx.x / WARP, seq = min(i / c.n_kv_heads, c.n_seqs - 1), head = i % c.n_kv_heads;
+    bool active = i < c.n_seqs * c.n_kv_heads && c.active[seq];
+    Step keys = step_of<true>(c, c.k, seq, head), values = step_of<false>(c, c.v, seq, head);
+    if (V_CODES && active) {
+        ask_due(values);
+    }
+    wait_for_launch_before();
+    if (active) {
+        append_few<true>(c, c.k, keys, seq, head);
+        append_few<false>(c, c.v, values, seq, head);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) append_due(AppendParams p) {
+    wait_unless_settled(p);
+    const Cache& c = p.cache;
+    u32 first = blockIdx.x * WARPS, seq = blockIdx.y * DUE_SEQS + threadIdx.x % WARP;
+    bool due = threadIdx.x % WARP < DUE_SEQS && seq < c.n_seqs && keys_are_due(c, seq);
+    u32 those = __ballot_sync(ALL_LANES, due);
     wait_for_launch_before();
-    due_keys_of_block(p);
+    for (; those != 0; those &= those - 1) {
+        append_due_keys(c, blockIdx.y * DUE_SEQS + __ffs(those) - 1, first, min(first + WARPS, c.n_kv_heads));
+    }
 }

@@ -25,6 +25,10 @@ const MAX_HEADS: usize = BLOCK / 64;
 /// Blocks that are enough for any device: with fewer heads to a block, keys that are due take less time.
 const ENOUGH: usize = 256;
 
+/// Warps of a block: as many heads, where a warp takes both sides of one.
+const WARPS: usize = BLOCK / 32;
+/// Sequences of a block that packs keys that are due.
+const DUE_SEQS: usize = 8;
 /// Blocks of it that a multiprocessor holds at a time; where there are more, two launches take less time than one.
 const BLOCKS: usize = 2;
 
@@ -80,6 +84,9 @@ unsafe fn queue<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError>
     if grid[0] * grid[1] <= BLOCKS * cuda.multiprocessors {
         return launch("append_step", grid);
     }
-    launch("append_rows", grid)?;
-    if cache.layout.bits(Side::Key).is_quantized() { launch("append_due", grid) } else { Ok(()) }
+    launch("append_rows", [(cache.n_kv_heads * step.n_seqs).div_ceil(WARPS), 1, 1])?;
+    if !cache.layout.bits(Side::Key).is_quantized() {
+        return Ok(());
+    }
+    launch("append_due", [cache.n_kv_heads.div_ceil(WARPS), step.n_seqs.div_ceil(DUE_SEQS), 1])
 }

@@ -118,7 +118,7 @@ pub(super) fn by_hand(exact: bool) -> Vec<CacheCase> {
     cases.extend(masks());
     cases.extend(contents());
     if exact {
-        cases.push(crowd());
+        cases.extend(crowds());
     } else {
         cases.extend(picks());
     }
@@ -213,10 +213,14 @@ fn steps() -> Vec<CacheCase> {
     cases
 }
 
-/// A step of more heads than a device writes at a time.
-fn crowd() -> CacheCase {
-    let seqs = (0..150).map(|i| SeqCase::new(40 + i % 30, 1)).collect();
-    CacheCase { seqs, n_kv_heads: 8, gqa: 1, ..base(Bits::B2, Bits::B2, 32, 32, 64) }
+/// Steps of more heads than a device writes at a time: keys of some sequences are due, of one or several groups.
+fn crowds() -> Vec<CacheCase> {
+    let of = |group, residual, n_kv_heads, head_dim| {
+        let seq = |i: usize| SeqCase { active: i % 29 != 5, ..SeqCase::new(residual + 8 + i % residual, 1) };
+        let seqs = (0..150).map(seq).collect();
+        CacheCase { seqs, n_kv_heads, gqa: 1, ..base(Bits::B2, Bits::B2, group, residual, head_dim) }
+    };
+    vec![of(32, 32, 8, 64), of(32, 128, 9, 128), of(64, 64, 8, 64)]
 }
 
 /// Windows, slopes, sinks.
