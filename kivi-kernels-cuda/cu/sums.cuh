@@ -65,9 +65,10 @@ __device__ __forceinline__ Sum sum_of_warps(const Shared& sh, const Team& team, 
         Sum more[AT_ONCE];
 #pragma unroll
         for (u32 j = 0; j < AT_ONCE; ++j) {
-            u32 warp = team.first + min(w + j, team.warps - 1);
-            float2 totals = sh.totals[warp][query];
-            more[j] = {w + j < team.warps ? totals.x : -INFINITY, totals.y, sh.regions[warp][i]};
+            if (w + j < team.warps) {
+                float2 totals = sh.totals[team.first + w + j][query];
+                more[j] = {totals.x, totals.y, sh.regions[team.first + w + j][i]};
+            }
         }
         sum.add(more);
     }
@@ -156,9 +157,9 @@ __device__ __forceinline__ Sum sum_of_parts(const DecodeParams& p, const Span& s
         Sum more[AT_ONCE];
 #pragma unroll
         for (u32 j = 0; j < AT_ONCE; ++j) {
-            u32 at = part + j * step;
-            more[j] = read_partial(partial_of(p, span, min(at, span.parts - 1)), query, channel);
-            more[j].reference = at < span.parts ? more[j].reference : -INFINITY;
+            if (part + j * step < span.parts) {
+                more[j] = read_partial(partial_of(p, span, part + j * step), query, channel);
+            }
         }
         sum.add(more);
     }
