@@ -34,6 +34,9 @@ pub(crate) struct Source {
     pub sizes: &'static [(&'static str, usize)],
     /// Whether it is compiled for one [`Shape`] at a time.
     pub shaped: bool,
+    /// Whether its kernels have so much on its way from memory that all the first-level cache there can be is to be theirs: else
+    /// it is what the launch before left, beside its shared memory.
+    pub streaming: bool,
 }
 
 /// A kernel, or one for each [`Shape`].
@@ -165,10 +168,14 @@ impl Jit {
         let module = self.module(context, source, variant.shape)?;
         let failed = CudaError::driver(variant.kernel);
         let function = module.load_function(variant.kernel).map_err(failed)?;
+        let set = |attribute, to: usize| {
+            function.set_attribute(attribute, to as i32).map_err(CudaError::driver(variant.kernel))
+        };
         if variant.shared > 0 {
-            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let set = function.set_attribute(most, variant.shared as i32);
-            set.map_err(CudaError::driver(variant.kernel))?;
+            set(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, variant.shared)?;
+        }
+        if source.streaming {
+            set(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 0)?;
         }
         lock(&self.functions).insert(variant, function.clone());
         Ok(function)

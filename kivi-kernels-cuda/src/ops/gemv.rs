@@ -8,7 +8,7 @@ use crate::device::Cuda;
 use crate::launch::BLOCK;
 use crate::{Act, CudaError};
 
-source!("gemv.cu": GemvParams);
+source!(streaming "gemv.cu": GemvParams);
 
 /// Most rows that the kernel takes.
 pub(super) const MOST_ROWS: u64 = 8;

@@ -61,14 +61,16 @@ const PACK: u64 = 8;
 
 /// Declares a `SOURCE` and the structs that its kernels take.
 macro_rules! source {
-    ($file:literal: $($params:ident),*) => { source! { @ false $file: $($params),* } };
-    (shaped $file:literal: $($params:ident),*) => { source! { @ true $file: $($params),* } };
-    (@ $shaped:literal $file:literal: $($params:ident),*) => {
+    ($file:literal: $($params:ident),*) => { source! { @ false false $file: $($params),* } };
+    (shaped $file:literal: $($params:ident),*) => { source! { @ true false $file: $($params),* } };
+    (streaming $file:literal: $($params:ident),*) => { source! { @ false true $file: $($params),* } };
+    (@ $shaped:literal $streaming:literal $file:literal: $($params:ident),*) => {
         pub(super) static SOURCE: crate::jit::Source = crate::jit::Source {
             file: $file,
             text: include_str!(concat!("../../cu/", $file)),
             sizes: &[$((stringify!($params), size_of::<$params>())),*],
             shaped: $shaped,
+            streaming: $streaming,
         };
     };
 }
