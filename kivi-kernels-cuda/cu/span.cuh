@@ -24,7 +24,7 @@ constexpr u32 V_PARAM_BYTES = V_CODES ? WIDE_TILE * VALUE_GROUPS * 4 : 0;
 constexpr u32 K_PARAMS_AT = K_BYTES, V_AT = K_PARAMS_AT + K_PARAM_BYTES, V_PARAMS_AT = V_AT + V_BYTES;
 constexpr u32 STAGE_BYTES = V_PARAMS_AT + V_PARAM_BYTES;
 constexpr u32 ROWS_COST = KIVI_ROWS_COST;  // of 16 rows in full precision, in tiles
-constexpr u32 SPANS = 4;  // room for so many for each warp of a team
+constexpr u32 SPANS = KIVI_SPANS;  // room for so many for each warp of a team
 
 constexpr float K_FOLD = 16.0f;         // in q'; q < 2 and scales below 512 make q' < 2^14
 constexpr float WIDE_FOLD = 1 / 256.0f;  // on larger scales

@@ -99,7 +99,7 @@ impl Shape {
     pub fn plan(&self, limits: Limits) -> Option<Plan> {
         // A block's own structures (`Shared` in span.cuh): each warp's region, for queries and sums, and spans.
         let region = (self.head_dim.max(64) * 16).max(self.head_dim.div_ceil(32) * 512);
-        let (of_warp, tile) = (region + 896, self.tile());
+        let (of_warp, tile) = (region + 192 + 176 * self.spans(), self.tile());
         // By their bytes.
         let rows_cost = ((64 * self.head_dim + self.stage_bytes(tile) / 2) / self.stage_bytes(tile)).max(1);
         let prefill = self.prefill(limits)?;
@@ -134,9 +134,18 @@ impl Shape {
         pairs.chain(single).map(plan).find(fits)
     }
 
+    fn has_codes(&self) -> bool {
+        self.k_bits < 16 && self.v_bits < 16
+    }
+
+    /// Spans that are planned at a time for each warp of a team. With few bytes to one, planning and beginning anew take a larger
+    /// share of the time.
+    fn spans(&self) -> usize {
+        if self.has_codes() { 8 } else { 4 }
+    }
+
     fn tile(&self) -> usize {
-        let codes = self.k_bits < 16 && self.v_bits < 16;
-        if codes && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 }
+        if self.has_codes() && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 }
     }
 
     /// Tokens of tiles that take fewer instructions a token, where they lie in one page and scales begin on lines of 128 bytes.
@@ -174,6 +183,7 @@ impl Shape {
             ("WIDE_TILE", plan.wide_tile),
             ("ROWS_COST", plan.rows_cost),
             ("STAGES", plan.stages),
+            ("SPANS", self.spans()),
             ("SHARED", plan.shared),
             ("PREFILL_BLOCKS", plan.prefill.blocks),
             ("PREFILL_WARPS", plan.prefill.warps),
