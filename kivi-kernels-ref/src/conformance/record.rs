@@ -16,12 +16,14 @@ const N_KV_HEADS: usize = 2;
 /// Columns of a row, and tokens that there are.
 const COLS: usize = N_KV_HEADS * HEAD_DIM;
 const PAGE_TOKENS: usize = 32;
+/// Each attends, then appends, as the layers of a model do.
+const LAYERS: usize = 2;
 /// Every so many steps the host knows the tokens.
 const KNOWN: usize = 5;
 /// Every so many steps tokens are drawn, else they are the likeliest.
 const DRAWN: usize = 2;
 
-/// Decode steps of a layer.
+/// Decode steps of a few layers, each asked by what the one before gave.
 #[derive(Clone, Debug)]
 pub struct RecordCase {
     bits: Bits,
@@ -42,11 +44,11 @@ struct Life {
 /// What steps run on.
 struct World<B: Backend> {
     table: Weight<B>,
-    layer: KvLayer<B>,
+    layers: Vec<KvLayer<B>>,
     batch: Batch<B>,
     recordings: B::Recordings,
     rows: B::Buffer<B::Act>,
-    attended: B::Buffer<B::Act>,
+    attended: Vec<B::Buffer<B::Act>>,
     /// Pages of nobody; those that somebody had are to be cleared.
     free: Vec<(u32, bool)>,
 }
@@ -73,11 +75,13 @@ impl RecordCase {
             Rng::new(self.seed).normals(COLS * COLS, |x| round(act, x)).iter().map(|&x| x as f32).collect();
         Ok(World {
             table: Weight::F32(backend.upload(&table)?),
-            layer: KvLayer::new(backend, layout, N_KV_HEADS, n_pages, n)?,
+            layers: (0..LAYERS)
+                .map(|_| KvLayer::new(backend, layout, N_KV_HEADS, n_pages, n))
+                .collect::<Result<_, _>>()?,
             batch: Batch::new(backend, capacity, &[config])?,
             recordings: B::Recordings::default(),
             rows: backend.zeros(n * COLS)?,
-            attended: backend.zeros(n * COLS)?,
+            attended: (0..LAYERS).map(|_| backend.zeros(n * COLS)).collect::<Result<_, _>>()?,
             free: (0..n_pages as u32).map(|page| (page, false)).collect(),
         })
     }
@@ -90,7 +94,9 @@ impl<B: Backend> World<B> {
             let (page, used) = self.free.pop().expect("enough for all");
             if used {
                 let list = backend.upload(&[page])?;
-                backend.clear_pages(ops::ClearPages::new(&mut self.layer, &list, 1)?)?;
+                for layer in &mut self.layers {
+                    backend.clear_pages(ops::ClearPages::new(layer, &list, 1)?)?;
+                }
             }
             life.pages.push(page);
         }
@@ -105,7 +111,7 @@ impl<B: Backend> World<B> {
         known: Option<u32>,
         draws: &[Draw],
     ) -> Result<(), StepError<B::Error>> {
-        let config = *self.layer.layout().config();
+        let config = *self.layers[0].layout().config();
         let tokens = [known.unwrap_or(0)];
         let seqs = lives.iter().map(|&(slot, life)| {
             let (packed, packed_next) = (config.packed(life.len), config.packed(life.len + 1));
@@ -117,21 +123,22 @@ impl<B: Backend> World<B> {
         self.batch.plan_ahead(backend, &StepPlan { seqs: seqs.collect() }, &from, draws)
     }
 
-    /// Queues the planned step: the token's row is query, key, value and logits.
+    /// Queues the planned step: the token's row is the first query, key, value and logits.
     fn queue(&mut self, backend: &B, drawn: bool) -> Result<(), StepError<B::Error>> {
-        let Self { table, layer, batch, recordings, rows, attended, .. } = self;
+        let Self { table, layers, batch, recordings, rows, attended, .. } = self;
         let (n, key) = (batch.n_seqs(), batch.key(7 + u32::from(drawn)));
         backend.record(recordings, key, |backend| {
             backend.embed(ops::Embed::new(RowsMut::new(rows, n, COLS)?, table, &batch.tokens)?)?;
-            let (x, out) = (Rows::new(rows, n, COLS)?, RowsMut::new(attended, n, COLS)?);
-            backend.plan_attend(ops::PlanAttend::new(
-                (batch, 0),
-                layer,
-                COLS / layer.layout().head_dim(),
-                None,
-            )?)?;
-            backend.attend(ops::Attend::new(out, x, (x, x), layer, (batch, 0), 0.1)?)?;
-            backend.append(ops::Append::new((x, x), layer, (batch, 0))?)?;
+            let x = Rows::new(rows, n, COLS)?;
+            let heads = COLS / layers[0].layout().head_dim();
+            backend.plan_attend(ops::PlanAttend::new((batch, 0), &layers[0], heads, None)?)?;
+            for (i, layer) in layers.iter_mut().enumerate() {
+                let (done, next) = attended.split_at_mut(i);
+                let query = Rows::new(done.last().unwrap_or(rows), n, COLS)?;
+                let out = RowsMut::new(&mut next[0], n, COLS)?;
+                backend.attend(ops::Attend::new(out, query, (x, x), layer, (batch, 0), 0.1)?)?;
+                backend.append(ops::Append::new((x, x), layer, (batch, 0))?)?;
+            }
             if drawn {
                 backend.sample(ops::Sample::new(&mut batch.chosen, x, &batch.draws)?)?;
             } else {
@@ -144,7 +151,8 @@ impl<B: Backend> World<B> {
     /// Everything that the cache has.
     fn words(&self, backend: &B) -> Result<Vec<u32>, B::Error> {
         let mut all = Vec::new();
-        for buffer in [&self.layer.pool, &self.layer.k_ring, &self.layer.v_ring] {
+        let buffers = self.layers.iter().flat_map(|layer| [&layer.pool, &layer.k_ring, &layer.v_ring]);
+        for buffer in buffers {
             let mut words = vec![0; kivi_kernels::Buffer::len(buffer)];
             backend.read(buffer, 0, &mut words)?;
             all.extend(words);
@@ -192,7 +200,7 @@ impl Case for RecordCase {
             outcome.words.extend(chosen.map(|later| backend.wait(later)).transpose()?.unwrap_or_default());
             if step % 8 == 7 {
                 let mut out = vec![B::Act::from_f64(0.0); here.len() * COLS];
-                backend.read(&world.attended, 0, &mut out)?;
+                backend.read(&world.attended[LAYERS - 1], 0, &mut out)?;
                 outcome.values.extend(out.iter().map(|x| x.to_f64()));
             }
             for (row, &s) in here.iter().enumerate() {
