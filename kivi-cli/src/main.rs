@@ -93,7 +93,7 @@ fn without_backend(command: &Command, quiet: bool) -> anyhow::Result<()> {
 fn log_to_stderr(verbose: u8, quiet: bool) {
     let level = match verbose {
         _ if quiet => "error",
-        0 => "warn",
+        0 => "warn,kivi_kernels_cuda::jit=info", // what a first run takes its time for
         1 => "info",
         2 => "debug",
         _ => "trace",
