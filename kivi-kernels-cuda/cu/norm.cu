@@ -17,7 +17,7 @@ struct NormParams {
     u32 cols;    // of a group
     u32 groups;  // of a row
     float eps;
-    u32 settled;  // whether no launch writes the weight
+    u32 settled;  // whether no launch writes weight and bias
 };
 KIVI_CHECK_SIZE(NormParams);
 
@@ -83,6 +83,49 @@ __device__ __forceinline__ void norm_packs(const NormParams& p) {
 
 extern "C" __global__ void rms_norm_packs(NormParams p) { norm_packs<false>(p); }
 extern "C" __global__ void add_rms_norm_packs(NormParams p) { norm_packs<true>(p); }
+
+extern "C" __global__ void layer_norm_packs(NormParams p) {
+    Pack<float> weight[PACKS], bias[PACKS] = {};
+    Pack<Act> x[PACKS];
+    auto ask = [&](u32 k, u32 j) {
+        weight[k] = read(p.weight + j);
+        if (p.bias) {
+            bias[k] = read(p.bias + j);
+        }
+    };
+    if (p.settled) {
+        each_pack(p.cols, ask);
+    }
+    wait_for_launch_before();
+    const Act* of_x = p.x + blockIdx.x * p.x_stride;
+    Act* out = p.out + blockIdx.x * p.out_stride;
+    each_pack(p.cols, [&](u32 k, u32 j) { x[k] = read(of_x + j); });
+    if (!p.settled) {
+        each_pack(p.cols, ask);
+    }
+    float sum = 0.0f, squares = 0.0f;
+    each_pack(p.cols, [&](u32 k, u32) {
+#pragma unroll
+        for (u32 i = 0; i < PACK; ++i) {
+            sum += x[k][i];
+        }
+    });
+    float mean = block_sum(sum) / p.cols;
+    each_pack(p.cols, [&](u32 k, u32) {
+#pragma unroll
+        for (u32 i = 0; i < PACK; ++i) {
+            squares += (x[k][i] - mean) * (x[k][i] - mean);
+        }
+    });
+    float root = sqrtf(block_sum(squares) / p.cols + p.eps);
+    each_pack(p.cols, [&](u32 k, u32 j) {
+#pragma unroll
+        for (u32 i = 0; i < PACK; ++i) {
+            x[k].set(i, (x[k][i] - mean) / root * weight[k][i] + bias[k][i]);
+        }
+        write(out + j, x[k]);
+    });
+}
 
 extern "C" __global__ void rms_norm(NormParams p) {
     wait_for_launch_before();

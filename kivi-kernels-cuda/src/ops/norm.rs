@@ -57,7 +57,7 @@ impl NormParams {
 
     /// Whether a block takes a row at once, 16 bytes at a time.
     fn fits_packs(&self) -> bool {
-        let rows = [self.out, self.hidden, self.x, self.weight];
+        let rows = [self.out, self.hidden, self.x, self.weight, self.bias];
         let strides = [self.out_stride, self.hidden_stride, self.x_stride, u64::from(self.cols)];
         rows.iter().all(|row| row.is_multiple_of(16))
             && strides.iter().all(|n| n.is_multiple_of(PACK))
@@ -91,7 +91,13 @@ pub(crate) fn add_rms_norm<A: Act>(
 
 pub(crate) fn layer_norm<A: Act>(cuda: &Cuda<A>, op: LayerNormParts<'_, Cuda<A>>) -> Result<(), CudaError> {
     let LayerNormParts { mut out, x, weight, bias, eps } = op;
-    let params = NormParams { bias: at_or_null(bias), ..NormParams::new(&mut out, &x, weight, 1, eps) };
+    let settled = weight.is_settled() && bias.is_none_or(CudaBuffer::is_settled);
+    let params = NormParams {
+        bias: at_or_null(bias),
+        settled: u32::from(settled),
+        ..NormParams::new(&mut out, &x, weight, 1, eps)
+    };
+    let kernel = if params.fits_packs() { "layer_norm_packs" } else { "layer_norm" };
     // SAFETY: `LayerNorm::new` checked that views, weight and bias have `cols` columns; a block a row.
-    unsafe { cuda.launch(&SOURCE, "layer_norm", [x.rows(), 1, 1], params) }
+    unsafe { cuda.launch(&SOURCE, kernel, [x.rows(), 1, 1], params) }
 }
