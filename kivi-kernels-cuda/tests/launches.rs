@@ -37,9 +37,10 @@ fn every_kernel_waits_for_the_launch_before_it_first_of_all() {
             // appending for where rows go.
             let first = match file.as_str() {
                 "gemv.cu" => "gemv<",
+                "norm.cu" if head.contains("layer_norm_packs") => "Pack<float> weight",
                 "norm.cu" if head.contains("_packs") => "norm_packs<",
                 "decode.cu" => "// What is settled",
-                "append.cu" if head.contains("_step") || head.contains("_rows") => "rows_when_settled(p);",
+                "append.cu" if !head.contains(" append(") => "wait_unless_settled(p);",
                 _ => WAIT,
             };
             assert!(body.starts_with(first), "{file}:{head}begins with {:?}", body.lines().next());
@@ -67,11 +68,18 @@ fn a_product_waits_before_it_reads_what_a_launch_writes() {
 
 #[test]
 fn a_norm_waits_before_it_reads_what_a_launch_writes() {
-    let before = before_the_wait("norm.cu", "void norm_packs(const NormParams& p) {");
     let early = "if (p.settled) {\n        each_pack(p.cols, ask);\n    }";
-    let ask = "weight[k] = read(p.weight + j)";
-    assert!(before.contains(early) && before.contains(ask), "{before}");
-    assert!(["read(", "each_pack("].iter().all(|call| before.matches(call).count() == 1), "{before}");
+    let (weight, bias) = ("weight[k] = read(p.weight + j)", "bias[k] = read(p.bias + j)");
+    let norms = [
+        ("void norm_packs(const NormParams& p) {", vec![weight]),
+        ("void layer_norm_packs(NormParams p) {", vec![weight, bias]),
+    ];
+    for (norm, asked) in norms {
+        let before = before_the_wait("norm.cu", norm);
+        assert!(before.contains(early) && asked.iter().all(|ask| before.contains(ask)), "{before}");
+        let calls = ["read(", "each_pack("].map(|call| before.matches(call).count());
+        assert_eq!(calls, [asked.len(), 1], "{before}");
+    }
 }
 
 /// What begins a function that waits at once unless something is settled.
@@ -101,23 +109,27 @@ fn attention_waits_before_it_reads_what_a_launch_writes() {
 #[test]
 fn appending_waits_before_it_reads_rows_and_writes() {
     let (_, text) = sources().into_iter().find(|(name, _)| name == "append.cu").unwrap();
-    let (_, body) = text.split_once("void rows_when_settled(const AppendParams& p) {").unwrap();
-    assert!(waits(body) && body.trim_start().starts_with(UNLESS_SETTLED), "{body}");
+    let (_, unless_settled) = text.split_once("void wait_unless_settled(const AppendParams& p) {").unwrap();
+    assert!(unless_settled.trim_start().starts_with(UNLESS_SETTLED), "{unless_settled}");
     let (_, ask_due) = text.split_once("void ask_due(").unwrap();
     let ask_due = ask_due.split("\n}").next().unwrap();
     assert!(ask_due.matches("ring").count() == 1 && ask_due.contains(" ask(step.source.ring"), "{ask_due}");
-    let (_, few) = text.split_once("void append_few(").unwrap();
-    let (early, late) = few.split_once(WAIT).unwrap();
-    assert!(
-        early.matches("step").count() == 3
-            && early.contains("step_of<KEYS>")
-            && early.contains("ask_due(step)"),
-        "{early}"
-    );
-    assert!(
-        late.contains("store_window") && late.contains("pack_values") && late.contains("store_pages"),
-        "{late}"
-    );
+    // What is called before the wait: where rows go, values that are due, and whether keys are.
+    let early = ["wait_unless_settled(p)", "step_of<", "ask_due(", "keys_are_due(", "append_side<"];
+    let functions = ["append_side(const", "append_step(", "append_rows(", "append_due(AppendParams"];
+    for function in functions {
+        let before = before_the_wait("append.cu", function);
+        let writes = ["append_few", "append_due_keys", "store_", "pack_", " = __ldcs", ".fresh"];
+        assert!(writes.iter().all(|write| !before.contains(write)), "{function}: {before}");
+        assert!(early.iter().any(|call| before.contains(call)), "{function}: {before}");
+    }
+    for writes in ["void append_few(", "void append_due_keys(", "void store_window("] {
+        let (_, body) = text.split_once(writes).unwrap();
+        assert!(
+            !body.split("\n}").next().unwrap().contains("wait"),
+            "called when the wait is over: {writes}"
+        );
+    }
 }
 
 #[test]
