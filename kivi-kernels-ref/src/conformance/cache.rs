@@ -213,14 +213,15 @@ fn steps() -> Vec<CacheCase> {
     cases
 }
 
-/// Steps of more heads than a device writes at a time: keys of some sequences are due, of one or several groups.
+/// Steps of more heads than a device writes at a time: keys of neighbours are due, of one or several groups, and one of them
+/// is not active.
 fn crowds() -> Vec<CacheCase> {
     let of = |group, residual, n_kv_heads, head_dim| {
-        let seq = |i: usize| SeqCase { active: i % 29 != 5, ..SeqCase::new(residual + 8 + i % residual, 1) };
-        let seqs = (0..150).map(seq).collect();
+        let len = |i: usize| 2 * residual - 4 + i / 3 % residual;
+        let seqs = (0..140).map(|i| SeqCase { active: i % 29 != 10, ..SeqCase::new(len(i), 1) }).collect();
         CacheCase { seqs, n_kv_heads, gqa: 1, ..base(Bits::B2, Bits::B2, group, residual, head_dim) }
     };
-    vec![of(32, 32, 8, 64), of(32, 128, 9, 128), of(64, 64, 8, 64)]
+    vec![of(32, 32, 8, 64), of(32, 128, 5, 128), of(64, 64, 5, 128)]
 }
 
 /// Windows, slopes, sinks.
