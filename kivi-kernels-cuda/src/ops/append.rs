@@ -18,19 +18,19 @@ source!(shaped "append.cu": AppendParams);
 const TILE: usize = 256;
 /// Most blocks that share one head of one sequence; they loop where there is more.
 const MAX_PARTS: usize = 4096;
-/// A step with no more new rows a sequence is a warp's for each head.
+/// A step with no more new rows a sequence is a warp's for each head, or for each side of one.
 const FEW: usize = 8;
-/// Most heads of a block then: a warp for keys and one for values.
+/// Most heads of a block of `append_step`: a warp for keys and one for values.
 const MAX_HEADS: usize = BLOCK / 64;
-/// Blocks that are enough for any device: with fewer heads to a block, keys that are due take less time.
+/// Blocks of it that are enough for any device: with fewer heads to a block, keys that are due take less time.
 const ENOUGH: usize = 256;
-
-/// Warps of a block: as many heads, where a warp takes both sides of one.
-const WARPS: usize = BLOCK / 32;
-/// Sequences of a block that packs keys that are due.
-const DUE_SEQS: usize = 8;
 /// Blocks of it that a multiprocessor holds at a time; where there are more, two launches take less time than one.
 const BLOCKS: usize = 2;
+
+/// Heads of a block of those two: as many as it has warps.
+const WARPS: usize = BLOCK / 32;
+/// Sequences of a block of `append_due`.
+const DUE_SEQS: usize = 8;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -81,8 +81,13 @@ unsafe fn queue<A: Act>(cuda: &Cuda<A>, op: &RawAppend) -> Result<(), CudaError>
         return launch("append", [2 * cache.n_kv_heads, parts, step.n_seqs]);
     }
     let grid = [cache.n_kv_heads.div_ceil(heads), step.n_seqs, 1];
-    if grid[0] * grid[1] <= BLOCKS * cuda.multiprocessors {
-        return launch("append_step", grid);
+    // For no sequence at all each is launched, with no block, which loads them: `Cuda::prepare` asks for that.
+    let one_launch = grid[0] * grid[1] <= BLOCKS * cuda.multiprocessors;
+    if one_launch {
+        launch("append_step", grid)?;
+    }
+    if one_launch && step.n_seqs > 0 {
+        return Ok(());
     }
     launch("append_rows", [(cache.n_kv_heads * step.n_seqs).div_ceil(WARPS), 1, 1])?;
     if !cache.layout.bits(Side::Key).is_quantized() {
