@@ -4,15 +4,18 @@
 //   append_rows  grid (n_seqs n_kv_heads / 8): the same of many sequences without keys that are due; a warp for a head
 //   append_due   grid (n_kv_heads / 8, n_seqs / 8): those keys alone
 //
-// One launch does a step, prompts too. All reading and writing of a ring is one block's: part 0 of a head packs what is
-// due from the ring, then stores new rows there. Other tiles come from the new rows alone. In a step of few tokens it is
-// one warp's, but for keys that are due: a whole window at a time, for which the warps of a block come together.
+// One launch does a step, prompts too, but for few tokens of many sequences. All reading and writing of a ring is one
+// block's: part 0 of a head packs what is due from the ring, then stores new rows there. Other tiles come from the new rows
+// alone. In a step of few tokens it is one warp's, but for keys that are due: teams pack them, and when all of a block's have,
+// its warps store the new rows.
 #include "pack.cuh"
 
 struct AppendParams {
     Cache cache;
     u32 heads;    // of a block of append_step
-    u32 settled;  // whether no launch that may still run writes the cache or what the step is about
+    // Whether no launch that may still run writes what the step is about, or the cache: append_rows alone may, before
+    // append_due, which reads none of it before it waits.
+    u32 settled;
 };
 KIVI_CHECK_SIZE(AppendParams);
 

@@ -34,8 +34,8 @@ pub(crate) struct Source {
     pub sizes: &'static [(&'static str, usize)],
     /// Whether it is compiled for one [`Shape`] at a time.
     pub shaped: bool,
-    /// Whether its kernels have so much on its way from memory that all the first-level cache there can be is to be theirs: else
-    /// it is what the launch before left, beside its shared memory.
+    /// Whether its kernels have so much on their way from memory that they are to have all the first-level cache there can be:
+    /// else they find what the launch before left, whose shared memory takes of it.
     pub streaming: bool,
 }
 
