@@ -27,9 +27,9 @@ const ENOUGH: usize = 256;
 /// Blocks of it that a multiprocessor holds at a time; where there are more, two launches take less time than one.
 const BLOCKS: usize = 2;
 
-/// Heads of a block of those two: as many as it has warps.
+/// Heads of a block of `append_rows`, and of `append_due`: as many as it has warps.
 const WARPS: usize = BLOCK / 32;
-/// Sequences of a block of `append_due`.
+/// Sequences of a block of `append_due`: `DUE_SEQS` in `append.cu`.
 const DUE_SEQS: usize = 8;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
