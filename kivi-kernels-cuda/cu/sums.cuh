@@ -108,11 +108,8 @@ __device__ void add_warps(Shared& sh, const Team& team, State& s, u32 n, Emit em
 
 // Writes 4 channels of a result; of nothing, zeros.
 __device__ __forceinline__ void emit_quad(Act* out, const float4& sum, float total) {
-    float x[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        store(out + i, x[i] / total);
-    }
+    float by = 1.0f / total;
+    *(uint2*)out = make_uint2(pack(sum.x * by, sum.y * by, Act()), pack(sum.z * by, sum.w * by, Act()));
 }
 
 // True in the block that is the last of a span's to leave its partial result. One thread's order is enough for the block,
@@ -148,15 +145,16 @@ __device__ __forceinline__ void write_partial(float* partial, u32 query, u32 cha
     }
 }
 
+constexpr u32 PARTS_AT_ONCE = 8;  // that a thread reads
+
 // Adds 4 channels of a query of the parts first, first + step, ..
 __device__ __forceinline__ Sum sum_of_parts(const DecodeParams& p, const Span& span, u32 query, u32 channel, u32 first, u32 step) {
-    constexpr u32 AT_ONCE = 8;
     Sum sum;
 #pragma unroll 1
-    for (u32 part = first; part < span.parts; part += AT_ONCE * step) {
-        Sum more[AT_ONCE];
+    for (u32 part = first; part < span.parts; part += PARTS_AT_ONCE * step) {
+        Sum more[PARTS_AT_ONCE];
 #pragma unroll
-        for (u32 j = 0; j < AT_ONCE; ++j) {
+        for (u32 j = 0; j < PARTS_AT_ONCE; ++j) {
             if (part + j * step < span.parts) {
                 more[j] = read_partial(partial_of(p, span, part + j * step), query, channel);
             }
@@ -166,17 +164,20 @@ __device__ __forceinline__ Sum sum_of_parts(const DecodeParams& p, const Span& s
     return sum;
 }
 
-// Adds up what the blocks left of a span, several threads to each 4 channels of a query, in a fixed order.
+// Adds up what the blocks left of a span, as many threads as parts need to each 4 channels of a query, in a fixed order.
 __device__ void add_partials(const DecodeParams& p, Shared& sh, const Span& span, u32 n, Act* out) {
     static_assert(sizeof(sh.regions) >= DECODE_BLOCK * sizeof(Sum), "room for a sum of each thread");
     Sum* sums = (Sum*)sh.regions;
-    u32 items = n * QUADS, threads = items < DECODE_BLOCK ? DECODE_BLOCK / items : 1;
+    u32 items = n * QUADS, needed = (span.parts + PARTS_AT_ONCE - 1) / PARTS_AT_ONCE;
+    u32 threads = max(min(DECODE_BLOCK / items, needed), 1u);
 #pragma unroll 1
     for (u32 base = 0; base < items; base += DECODE_BLOCK) {
         u32 first = threadIdx.x / items, item = base + threadIdx.x - first * items;
-        u32 query = min(item / QUADS, n - 1);
-        Sum sum = sum_of_parts(p, span, query, item % QUADS * 4, first, threads);
-        sums[threadIdx.x] = sum;
+        Sum sum;
+        if (first < threads && item < items) {
+            sum = sum_of_parts(p, span, item / QUADS, item % QUADS * 4, first, threads);
+            sums[threadIdx.x] = sum;
+        }
         __syncthreads();
         if (item < items && first == 0) {
 #pragma unroll 1

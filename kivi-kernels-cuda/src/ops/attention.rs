@@ -133,7 +133,7 @@ pub(crate) unsafe fn attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawAttend) -> Resul
         scale: op.scale,
         ..AttendParams::new(&planned, [*k_new, *v_new])
     };
-    if let Some(shape) = decode::shape(cuda, &cache.layout, &[*q, *k_new, *v_new], op.alibi != 0) {
+    if let Some(shape) = decode::shape(cuda, &cache.layout, &[*out, *q, *k_new, *v_new], op.alibi != 0) {
         return fast(cuda, shape, params, (step.max_new, op.plan, op.scratch));
     }
     // SAFETY: as the caller says; a block a row and KV head.
