@@ -202,12 +202,11 @@ __device__ __forceinline__ u32 channel_of(u32 i, u32 h, u32 g) {
     return V_CODES ? 16 * i + 2 * g + h : 16 * i + 8 * h + g;
 }
 
-// Makes sums of values sums of codes in their places, to which more are added; zeros stay as they are.
+// Makes sums of values sums of codes in their places, to which more are added.
 __device__ __forceinline__ void unsettle(State& s) {
-    if (!V_CODES || !s.settled) {
+    if (!V_CODES) {
         return;
     }
-    s.settled = false;
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
 #pragma unroll
@@ -217,12 +216,19 @@ __device__ __forceinline__ void unsettle(State& s) {
     }
 }
 
+// Adds sums of values, rows of tile i, to those of codes in their places.
+__device__ __forceinline__ void add_values(State& s, u32 i, const float (&values)[4]) {
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+        s.sum[i][e] += values[e] * (ValueWords::factor(i, e / 2) / SUBNORMAL);
+    }
+}
+
 // Makes sums of codes in their places sums of values.
 __device__ __forceinline__ void settle(State& s) {
-    if (s.settled) {
+    if (!V_CODES) {
         return;
     }
-    s.settled = true;
 #pragma unroll
     for (u32 i = 0; i < STEPS; ++i) {
         float zero[2];
@@ -236,6 +242,5 @@ __device__ __forceinline__ void settle(State& s) {
     }
     for (u32 h = 0; h < 2; ++h) {
         s.total[h] += threadIdx.x % WARP < 4 ? s.zero[2 + h] : 0.0f;  // which all lanes have
-        s.zero[h] = s.zero[2 + h] = 0.0f;
     }
 }

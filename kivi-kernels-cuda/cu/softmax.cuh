@@ -121,12 +121,11 @@ struct State {
     static constexpr float NARROW = 7.0f, WIDE = -2.0f, FRESH = -3e38f, FRESH_WIDE = -2e38f;
     static constexpr float BEYOND = 4.0f;  // p is at most 2^(limit - BEYOND) after the reference moved
 
-    float sum[STEPS][4];
+    float sum[STEPS][4];  // of codes in their places, if values are packed, until they are settled
     float zero[4];       // row g: sum of p times the zeros of value group g; row g + 8: sum of p over packed values
     float reference[2];  // log2 of what p is relative to, and 0 as long as there is none
     float total[2];      // sum of p, of this lane's tokens whose values are not packed
     float limit;         // p may grow to 2^limit before the reference moves; FRESH or FRESH_WIDE: no token yet
-    bool settled;        // sums are those of values, not those of codes in their places
 
     __device__ void clear() {
 #pragma unroll
@@ -136,7 +135,6 @@ struct State {
         zero[0] = zero[1] = zero[2] = zero[3] = total[0] = total[1] = 0.0f;
         reference[0] = reference[1] = 0.0f;
         limit = FRESH;
-        settled = true;
     }
 
     // For value scales from 512 on: p times such a scale must be an f16.

@@ -93,7 +93,8 @@ struct LooseValues {
         }
     }
 
-    // Adds them, weighted.
+    // Adds them, weighted, to sums that are settled or not.
+    template <bool SETTLED>
     __device__ __forceinline__ void mix(State& s, const u32 (&p)[2]) {
         u32 g = threadIdx.x % WARP / 4;
 #pragma unroll
@@ -110,7 +111,13 @@ struct LooseValues {
                     bool odd = V_CODES ? j % 2 : g % 2;  // which of a pair's channels
                     v[j] = __byte_perm(pairs[j / 2 * 2], pairs[j / 2 * 2 + 1], odd ? 0x7632 : 0x5410);
                 }
-                mma(s.sum[first + i], v, p[0], p[1], Act());
+                if (SETTLED || !V_CODES) {
+                    mma(s.sum[first + i], v, p[0], p[1], Act());
+                } else {
+                    float sums[4] = {};
+                    mma(sums, v, p[0], p[1], Act());
+                    add_values(s, first + i, sums);
+                }
             }
         }
     }
@@ -187,14 +194,13 @@ __device__ __forceinline__ void loose_values(const Cache& c, const Span& span, u
                                              const float (&loose)[M][4]) {
     const Extent& e = span.extent;
     u32 p[M][2], from = max(token, max(e.v_packed, e.start) / 16 * 16);
-    settle(s);
     add_total(s, loose);
     weights(loose, p, Act());
 #pragma unroll 1
     for (u32 rows = from; rows < min(token + 16 * M, e.end); rows += 16) {
         u32 of_rows[2] = {};
         take(of_rows, p, (rows - token) / 16);
-        LooseValues(c, span, rows, max(e.v_packed, e.start), e.end).mix(s, of_rows);
+        LooseValues(c, span, rows, max(e.v_packed, e.start), e.end).mix<false>(s, of_rows);
     }
 }
 
@@ -261,5 +267,5 @@ __device__ __forceinline__ void use_rows(const Cache& c, const Span& span, u32 t
     softmax(s, y);
     add_total(s, y);
     weights(y, p, Act());
-    values.mix(s, p[0]);
+    values.mix<true>(s, p[0]);
 }
