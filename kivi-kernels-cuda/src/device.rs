@@ -1,6 +1,7 @@
 //! A CUDA device as a backend.
 
 use core::marker::PhantomData;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUstream};
@@ -34,6 +35,8 @@ pub struct Cuda<A> {
     blas: OnceLock<Option<Blas>>,
     /// Most rows of products that are not cuBLASLt's.
     pub(crate) gemv_rows: u64,
+    /// Most sequences times units whose attention is shared in small tiles.
+    pub(crate) few_units: usize,
     /// For large copies to the device; none before the first.
     staging: Mutex<Option<Staging>>,
     /// For what steps are about; none before the first.
@@ -171,7 +174,8 @@ impl<A: Act> Cuda<A> {
         let overlap =
             !plain && !is("KIVI_PDL", "0") && launch::can_overlap(properties.major, probe::driver_version());
         let multiprocessors = properties.multiprocessors;
-        let (blas, gemv_rows) = (OnceLock::new(), gemv_rows());
+        let (blas, gemv_rows) = (OnceLock::new(), asked("KIVI_GEMV_ROWS").unwrap_or(4));
+        let few_units = asked("KIVI_FEW_UNITS").unwrap_or(multiprocessors);
         let (staging, parcel, landings, act) =
             (Mutex::default(), Mutex::default(), Mutex::default(), PhantomData);
         Ok(Self {
@@ -182,6 +186,7 @@ impl<A: Act> Cuda<A> {
             multiprocessors,
             blas,
             gemv_rows,
+            few_units,
             staging,
             parcel,
             landings,
@@ -207,10 +212,10 @@ fn arch(major: usize, minor: usize) -> String {
     format!("sm_{major}{minor}{feature}")
 }
 
-/// Most rows of products by `gemv.cu` where cuBLASLt could make them: 4 unless `KIVI_GEMV_ROWS` says otherwise, to measure.
-fn gemv_rows() -> u64 {
-    let asked = std::env::var("KIVI_GEMV_ROWS").ok().and_then(|rows| rows.parse().ok());
-    asked.unwrap_or(4)
+/// What a variable of the environment asks for, to measure and to test: `KIVI_GEMV_ROWS`, most rows of products by `gemv.cu` where
+/// cuBLASLt could make them; `KIVI_FEW_UNITS`, most sequences times units whose attention is shared in small tiles.
+fn asked<T: FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
 }
 
 /// Whether a variable of the environment has this value.

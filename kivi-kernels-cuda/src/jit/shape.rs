@@ -12,6 +12,8 @@ pub(crate) struct Shape {
     group_size: usize,
     page_tokens: usize,
     alibi: bool,
+    /// Whether decode's kernel takes what is not all packed in the smallest tiles.
+    small: bool,
 }
 
 /// Shared memory in bytes: what the blocks of a multiprocessor have together, and what one may have.
@@ -78,6 +80,9 @@ impl Limits {
     }
 }
 
+/// Tokens of the smallest tile: rows of an operand.
+const SMALL_TILE: usize = 16;
+
 impl Shape {
     /// The shape of `layout`, if the fast kernels take it: rows of the type of activations, whole tiles of 16 channels.
     pub fn new(layout: &PageLayout, act: DType, alibi: bool) -> Option<Self> {
@@ -92,7 +97,13 @@ impl Shape {
             group_size: config.group_size(),
             page_tokens: config.page_tokens(),
             alibi,
+            small: false,
         })
+    }
+
+    /// The same for few rows and units: more warps have some of what is not all packed, if it is taken in small tiles.
+    pub fn small(self) -> Self {
+        Self { small: self.usual_tile() > SMALL_TILE, ..self }
     }
 
     /// How to launch; none if a block cannot hold a single tile a warp.
@@ -112,7 +123,8 @@ impl Shape {
             (stages >= least).then_some(Plan { warps, tile, wide_tile, rows_cost, stages, shared, prefill })
         };
         // With 12 warps a thread may have 168 registers; what 16 leave it is too few.
-        [(12, self.wide_tile(), 2), (12, tile, 2), (8, tile, 2), (4, tile, 1)].into_iter().find_map(plan)
+        let (widest, wide) = (self.widest_tile(), self.usual_tile());
+        [(12, widest, 2), (12, wide, 2), (8, wide, 2), (4, wide, 1)].into_iter().find_map(plan)
     }
 
     /// The largest tiles that fit, as `Shared` in prefill.cu has them.
@@ -145,13 +157,18 @@ impl Shape {
     }
 
     fn tile(&self) -> usize {
-        if self.has_codes() && self.head_dim * (self.k_bits + self.v_bits) <= 2048 { 32 } else { 16 }
+        if self.small { SMALL_TILE } else { self.usual_tile() }
+    }
+
+    fn usual_tile(&self) -> usize {
+        let two = self.has_codes() && self.head_dim * (self.k_bits + self.v_bits) <= 2048;
+        if two { 2 * SMALL_TILE } else { SMALL_TILE }
     }
 
     /// Tokens of tiles that take fewer instructions a token, where they lie in one page and scales begin on lines of 128 bytes.
-    fn wide_tile(&self) -> usize {
+    fn widest_tile(&self) -> usize {
         let lines = self.head_dim.is_multiple_of(32) && self.page_tokens.is_multiple_of(64);
-        if lines && self.tile() == 32 { 64 } else { self.tile() }
+        if lines && self.usual_tile() == 32 { 64 } else { self.usual_tile() }
     }
 
     /// Bytes of a tile in shared memory: `STAGE_BYTES` in span.cuh.
@@ -195,7 +212,7 @@ impl Shape {
         values.iter().map(|(name, value)| format!("-DKIVI_{name}={value}")).collect()
     }
 
-    /// Shapes that together have every width, group size and head that is usual, on each side.
+    /// Shapes that together have every width, group size and head that is usual, on each side, in small tiles and others.
     pub fn covering() -> Vec<Self> {
         let bits = [(2, 2), (4, 4), (8, 8), (16, 16), (2, 4), (16, 2), (2, 16)];
         let of = |(k_bits, v_bits), head_dim, group_size, alibi| Self {
@@ -205,10 +222,12 @@ impl Shape {
             group_size,
             page_tokens: 128,
             alibi,
+            small: false,
         };
         let mut shapes: Vec<Self> = bits.map(|bits| of(bits, 128, 32, false)).into();
-        shapes.extend([(64, 64), (80, 32), (96, 128), (256, 32)].map(|(d, g)| of((2, 2), d, g, false)));
-        shapes.extend([of((4, 2), 80, 64, true), of((8, 4), 96, 32, false), of((2, 2), 128, 128, true)]);
+        let heads = [(64, 64), (80, 32), (96, 128), (256, 32)].map(|(d, g)| of((2, 2), d, g, false));
+        let others = [of((4, 2), 80, 64, true), of((8, 4), 96, 32, false), of((2, 2), 128, 128, true)];
+        shapes.extend(heads.into_iter().chain(others).map(Self::small));
         shapes
     }
 }
@@ -226,6 +245,7 @@ mod tests {
             group_size: 32,
             page_tokens: 128,
             alibi: false,
+            small: false,
         });
         let of = |shape: &Shape, arch| {
             let limits = Limits::of(arch);
@@ -234,9 +254,11 @@ mod tests {
             (plan.warps, plan.stages, plan.tile, plan.wide_tile)
         };
         assert_eq!(of(&narrow, "sm_90a"), (12, 2, 32, 64));
+        assert_eq!(of(&narrow.small(), "sm_90a"), (12, 2, 16, 64));
         assert_eq!(of(&narrow, "sm_86"), (8, 2, 32, 32));
         assert_eq!(of(&wide, "sm_90a"), (8, 3, 16, 16));
         assert_eq!(of(&wide, "sm_86"), (4, 2, 16, 16));
+        assert_eq!(wide.small(), wide);
         for shape in Shape::covering() {
             for arch in ["sm_80", "sm_86", "sm_90a"] {
                 of(&shape, arch);

@@ -74,7 +74,7 @@ impl Scratch {
     }
 }
 
-/// The shape of `layout`, if the kernel takes it and these queries and new rows: it reads 16 bytes of them at a time.
+/// The shape of `layout`, if the kernel takes it and these results, queries and new rows: of rows it takes up to 16 bytes at a time.
 pub(super) fn shape<A: Act>(
     cuda: &Cuda<A>,
     layout: &PageLayout,
@@ -84,6 +84,17 @@ pub(super) fn shape<A: Act>(
     let aligned = rows.iter().all(|rows| rows.ptr % 16 == 0 && rows.stride % 8 == 0);
     let shape = Shape::new(layout, A::DTYPE, alibi).filter(|_| aligned)?;
     Some((shape, cuda.jit.plan(shape)?))
+}
+
+/// The shape for as many sequences and units as there are: the same for a plan and for what is planned.
+pub(super) fn sized<A: Act>(
+    cuda: &Cuda<A>,
+    (shape, plan): (Shape, Plan),
+    attend: &AttendParams,
+) -> (Shape, Plan) {
+    let units = attend.kv_heads() * attend.ratio().div_ceil(QUERIES);
+    let (small, few) = (shape.small(), attend.sequences() * units <= cuda.few_units);
+    cuda.jit.plan(small).filter(|_| few).map_or((shape, plan), |plan| (small, plan))
 }
 
 impl DecodeParams {
@@ -117,6 +128,20 @@ impl DecodeParams {
 /// Attention of the rows of `attend` of sequences that have at most `few` new ones, with a plan and scratch of the caller or, if
 /// they are null, of `cuda`.
 pub(super) fn decode<A: Act>(
+    cuda: &Cuda<A>,
+    shape: (Shape, Plan),
+    attend: AttendParams,
+    (few, planned, scratch): (u32, u64, u64),
+) -> Result<(), CudaError> {
+    let sized = sized(cuda, shape, &attend);
+    // For no sequence at all the kernel of many is launched, too, with no block, which loads it: `Cuda::prepare` asks for that.
+    if attend.sequences() == 0 {
+        launch(cuda, shape, attend, (few, planned, scratch))?;
+    }
+    launch(cuda, sized, attend, (few, planned, scratch))
+}
+
+fn launch<A: Act>(
     cuda: &Cuda<A>,
     (shape, plan): (Shape, Plan),
     attend: AttendParams,

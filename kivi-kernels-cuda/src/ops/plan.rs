@@ -36,7 +36,8 @@ pub(crate) fn plan_attend<A: Act>(
 /// As for [`Cuda::plan_attend_raw`].
 pub(crate) unsafe fn plan_attend_raw<A: Act>(cuda: &Cuda<A>, op: &RawPlan) -> Result<(), CudaError> {
     let params = AttendParams::new(op, [RawRows::default(); 2]);
-    let Some((_, shape)) = decode::shape(cuda, &op.cache.layout, &[], false) else { return Ok(()) };
+    let Some(shape) = decode::shape(cuda, &op.cache.layout, &[], false) else { return Ok(()) };
+    let (_, shape) = decode::sized(cuda, shape, &params);
     launch_plan(cuda, DecodeParams::new(cuda, shape, params, (few(op.step.max_new), op.plan, 0)))?;
     cuda.settled.wrote_plan();
     Ok(())

@@ -40,7 +40,9 @@ pub fn command(more: &[&str]) -> Result<Command> {
         .args(args.chain(more.iter().map(OsString::from)))
         .env("LD_LIBRARY_PATH", home.join("lib64"))
         .env("CUDA_HOME", &home)
-        .env("KIVI_CACHE_DIR", home.join("cache"));
+        .env("KIVI_CACHE_DIR", home.join("cache"))
+        // So that cases are on both sides of the boundary.
+        .env("KIVI_FEW_UNITS", env::var("KIVI_FEW_UNITS").unwrap_or_else(|_| "4".into()));
     Ok(command)
 }
 
