@@ -3,6 +3,7 @@
 `cargo xtask test-model`, in PyTorch, with none of kivi's code.
 
     python3 rounding.py --model MODEL --file TEXT [--positions N] [--ctx-size TOKENS] [--kv-bits LIST]
+    python3 rounding.py --model MODEL --golden FILE [--runs N]
 
 MODEL is the kivi-tiny checkpoint (any Llama with tied embeddings and plain rotary embedding will do). The text is cut into windows of
 CTX tokens, as `windows` of xtask/src/test_model.rs does; the first quarter of each is read in one call, exactly, the rest one token a call
@@ -16,6 +17,9 @@ All runs round rows of keys (rotated) and values to the type that is tested befo
                (f16 only changes them; bf16 holds them); in between all is float32, so no sum, softmax, norm or product is rounded
     same codes likewise, but with the codes, scales and zeros of the reference: what is left without codes that rounding has changed
     hf         LlamaForCausalLM of transformers in that type, no cache, all positions in one call; its reference is that in float32
+
+With --golden, N times: how far the mean log-probability of a passage of that file (kivi-nll.json) is from the file's at 2 bits, at most, when
+the output of every op is rounded; but for the first time it is multiplied by 1 + e before, |e| <= 2^-22, as another order of sums may do.
 """
 
 import argparse
@@ -137,6 +141,31 @@ def predict_hf(directory, windows, dtype):
     return logits[:, windows.shape[1] // 4 - 1 : -1]
 
 
+def golden_difference(model, golden, rows):
+    """The largest difference of a passage's mean log-probability at 2 bits."""
+    most = 0.0
+    for document in golden["documents"]:
+        ids, n = torch.tensor(document["ids"])[None], golden["prefix"]
+        layers = [Layer(2, rows) for _ in range(model.config["num_hidden_layers"])]
+        out = [model.step(ids[:, :n], 0, layers)]
+        for i in range(n, ids.shape[1] - 1):
+            out.append(model.step(ids[:, i : i + 1], i, layers))
+        found = torch.stack(out, dim=1)[0].double().log_softmax(-1).gather(1, ids[0, n:, None])
+        expected = torch.tensor(document["logprob"][f"2:2 R{RESIDUAL}"]).double()
+        most = max(most, (found.mean() - expected.mean()).abs().item())
+    return most
+
+
+def golden_differences(directory, golden, act, runs):
+    model, differences = Llama(directory, act=act), []
+    for run in range(runs):
+        random = torch.Generator().manual_seed(run)
+        near = lambda x: x * (1 + (torch.rand(x.shape, generator=random) - 0.5) * 2**-21) if run else x
+        model.round = lambda x: near(x).to(act).to(x.dtype)
+        differences.append(golden_difference(model, golden, act))
+    return differences
+
+
 def report(kind, name, bits, positions, expected, found):
     """One line; windows one after the other, the last cut short."""
     expected, found = (x.flatten(0, 1)[:positions] for x in (expected, found))
@@ -150,7 +179,10 @@ def report(kind, name, bits, positions, expected, found):
 def main():
     parser = argparse.ArgumentParser(description="What rounding activations to 16 bits does to a model over a KIVI cache.")
     parser.add_argument("--model", type=pathlib.Path, required=True, help="directory of kivi-tiny")
-    parser.add_argument("--file", type=pathlib.Path, required=True, help="text to read")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--file", type=pathlib.Path, help="text to read")
+    what.add_argument("--golden", type=pathlib.Path, help="passages and their log-probabilities")
+    parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--ctx-size", type=int, default=1024)
     parser.add_argument("--kv-bits", type=lambda text: [int(x) for x in text.split(",")], default=[16, 4, 2])
@@ -159,6 +191,12 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     began, n = time.monotonic(), args.positions
+
+    if args.golden:
+        golden = json.loads(args.golden.read_text())
+        for name, act in TYPES.items():
+            print(name, *(f"{x:.1e}" for x in golden_differences(args.model, golden, act, args.runs)), flush=True)
+        return
 
     tokens = AutoTokenizer.from_pretrained(args.model)(args.file.read_bytes().decode()).input_ids
     count = -(-n // (args.ctx_size - args.ctx_size // 4))
