@@ -98,7 +98,7 @@ impl Case for AttendCase {
         let case = &self.0;
         let (layer, mut batch) = (case.layer(backend, act)?, case.batch(backend)?);
         let inputs = Inputs::new(backend, case, act)?;
-        let pad = if case.fused { 16 } else { 0 };
+        let pad = if case.fused { 16 } else { case.out_pad };
         let grid = Grid::padded(batch.n_tokens(), case.q_cols(), pad);
         let slopes: Vec<f32> = (1..=case.gqa * case.n_kv_heads).map(|h| 0.5 / h as f32).collect();
         let slopes = backend.upload(&slopes)?;

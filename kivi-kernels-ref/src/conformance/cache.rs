@@ -94,6 +94,7 @@ fn base(k_bits: Bits, v_bits: Bits, group: usize, residual: usize, head_dim: usi
         alibi: false,
         fused: true,
         q_pad: 0,
+        out_pad: 0,
         data: Data::Normal,
         picks: None,
         seed: 1,
@@ -165,7 +166,7 @@ fn geometries() -> Vec<CacheCase> {
         cases.push(base(b4, b2, 64, 64, head_dim));
         cases.push(base(b8, b8, 128, 128, head_dim));
     }
-    for (n_kv_heads, gqa) in [(4, 1), (2, 4), (1, 8), (1, 1), (1, 5)] {
+    for (n_kv_heads, gqa) in [(4, 1), (2, 4), (1, 8), (1, 1), (1, 5), (1, 9), (1, 17)] {
         cases.push(CacheCase { n_kv_heads, gqa, ..base(b2, b2, 32, 64, 64) });
     }
     // Heads that no code fits, but rows do.
@@ -197,18 +198,25 @@ fn steps() -> Vec<CacheCase> {
             cases.push(with(seqs));
         }
         cases.push(CacheCase { q_pad: 1, ..with(seqs([(130, 1), (70, 40)])) });
+        cases.push(CacheCase { out_pad: 1, ..with(seqs([(130, 1), (70, 40)])) });
     }
-    // More than there are warps, on a device that is small enough.
-    for gqa in [1, 4] {
-        let case = base(Bits::B2, Bits::B2, 32, 32, 64);
-        let seqs = (0..40).map(|i| SeqCase::new(60 + i, 1)).collect();
-        cases.push(CacheCase { seqs, gqa, ..case });
+    // More than there are multiprocessors, and than there are warps on a device that is small enough.
+    for (gqa, residual, step) in [(1, 32, 1), (4, 32, 1), (1, 128, 7)] {
+        let case = base(Bits::B2, Bits::B2, 32, residual, 64);
+        let seqs = (0..40).map(|i| SeqCase::new(60 + step * i, 1)).collect();
+        cases.push(CacheCase { seqs, gqa, n_kv_heads: 4, ..case });
     }
-    // Long enough to be cut into parts.
-    for (k_bits, v_bits) in [(Bits::B2, Bits::B2), (Bits::B16, Bits::B16)] {
-        let case = CacheCase { n_kv_heads: 1, ..base(k_bits, v_bits, 32, 128, 64) };
+    // Long enough to be cut into parts, few and many of them, or to lie on a line.
+    for (k_bits, v_bits, n_kv_heads) in
+        [(Bits::B2, Bits::B2, 1), (Bits::B2, Bits::B2, 3), (Bits::B16, Bits::B16, 1)]
+    {
+        let case = CacheCase { n_kv_heads, ..base(k_bits, v_bits, 32, 128, 64) };
         cases.push(CacheCase { seqs: seqs([(4200, 1), (2047, 1), (2049, 3)]), ..case.clone() });
         cases.push(CacheCase { seqs: seqs([(2060, 9), (0, 400)]), ..case });
+    }
+    for gqa in [1, 5] {
+        let case = base(Bits::B2, Bits::B2, 32, 128, 64);
+        cases.push(CacheCase { n_kv_heads: 1, gqa, seqs: seqs([(4200, 1)]), ..case });
     }
     cases
 }

@@ -160,6 +160,8 @@ pub struct CacheCase {
     pub fused: bool,
     /// Foreign columns before each row of queries, where these have a buffer of their own; with one they are not aligned.
     pub q_pad: usize,
+    /// The same of results.
+    pub out_pad: usize,
     /// What keys and values are like.
     pub data: Data,
     /// If given, each query is so many times the key of a token at an end of one of attention's ranges, so that the
