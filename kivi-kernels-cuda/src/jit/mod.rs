@@ -17,7 +17,6 @@ use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
-use kivi_kernels::DType;
 
 use crate::launch::BLOCK;
 use crate::{Act, CudaError, ops, probe};
@@ -258,30 +257,29 @@ pub struct Compiled {
     pub bytes: usize,
 }
 
-/// Compiles every kernel for `arch` (`sm_80`, `sm_90a`, ..), for every type of activations; of [`ARCHS`] each other one those for
-/// each other layout of the cache with f16, and for the rest with bf16. Needs no GPU, and neither reads nor writes the cache.
+/// Compiles every kernel for `arch` (`sm_80`, `sm_90a`, ..), for every type of activations. With a `turn`, such as the place in
+/// [`ARCHS`], those that are compiled for a layout of the cache have one type, another for the next layout and on the next turn:
+/// two turns have all of them. Needs no GPU, and neither reads nor writes the cache.
 ///
 /// # Errors
 /// [`CudaError::NoToolkit`], or [`CudaError::Compile`] for the first source that does not compile.
-pub fn compile_only(arch: &str) -> Result<Vec<Compiled>, CudaError> {
+pub fn compile_only(arch: &str, turn: Option<usize>) -> Result<Vec<Compiled>, CudaError> {
     let (f16, bf16) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| compile_for::<bf16>(arch));
-        (compile_for::<f16>(arch), other.join())
+        let other = scope.spawn(|| compile_for::<bf16>(arch, turn));
+        (compile_for::<f16>(arch, turn.map(|turn| turn + 1)), other.join())
     });
     let mut compiled = f16?;
     compiled.extend(bf16.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
     Ok(compiled)
 }
 
-fn compile_for<A: Act>(arch: &str) -> Result<Vec<Compiled>, CudaError> {
+fn compile_for<A: Act>(arch: &str, turn: Option<usize>) -> Result<Vec<Compiled>, CudaError> {
     let limits = Limits::of(arch);
     let compiler = Compiler::new(arch, limits, &[A::DEFINE])?;
-    let turn =
-        ARCHS.iter().position(|&known| known == arch).map(|at| at + usize::from(A::DTYPE == DType::Bf16));
-    let is_due = |at: usize| turn.is_none_or(|turn| (turn + at) % 2 == 1);
-    let shapes =
-        Shape::covering().into_iter().enumerate().filter(|&(at, _)| is_due(at)).map(|(_, shape)| shape);
-    let shapes: Vec<Option<Shape>> = shapes.filter(|shape| shape.plan(limits).is_some()).map(Some).collect();
+    let is_due = |at: usize| turn.is_none_or(|turn| (turn + at).is_multiple_of(2));
+    let shapes = Shape::covering().into_iter().enumerate();
+    let shapes = shapes.filter(|(at, shape)| is_due(*at) && shape.plan(limits).is_some());
+    let shapes: Vec<Option<Shape>> = shapes.map(|(_, shape)| Some(shape)).collect();
     let variants = |source: &&'static Source| if source.shaped { shapes.clone() } else { vec![None] };
     let compile = |source: &&'static Source| {
         let sizes = variants(source).into_iter().map(|shape| Ok(compiler.compile(source, shape)?.len()));

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use kivi_kernels_cuda::CudaError;
-use kivi_kernels_cuda::jit::{Compiled, Toolkit, compile_only};
+use kivi_kernels_cuda::jit::{ARCHS, Compiled, Toolkit, compile_only};
 use serde_json::{Value, json};
 
 /// What came out for one architecture.
@@ -15,15 +15,18 @@ struct Outcome {
     compiled: Result<Vec<Compiled>, String>,
 }
 
-/// Compiles for each of `archs`, also after one that failed.
+/// Compiles for each of `archs`, also after one that failed; for none, for all that are supported, which take turns.
 pub fn run(archs: &[String], json: bool) -> Result<()> {
+    let all = ARCHS.iter().enumerate().map(|(turn, &arch)| (arch, Some(turn)));
+    let some = archs.iter().map(|arch| (arch.as_str(), None));
+    let archs: Vec<(&str, Option<usize>)> = if archs.is_empty() { all.collect() } else { some.collect() };
     let nvrtc = Toolkit::find()?.library.display().to_string();
     if !json {
         println!("{nvrtc}\n{:<8} {:>7} {:>7} {:>9} {:>7}", "arch", "sources", "modules", "bytes", "seconds");
     }
     let mut outcomes = Vec::new();
-    for arch in archs {
-        let outcome = compile(arch)?;
+    for (arch, turn) in archs {
+        let outcome = compile(arch, turn)?;
         if !json {
             println!("{}", outcome.line());
         }
@@ -40,9 +43,9 @@ pub fn run(archs: &[String], json: bool) -> Result<()> {
 }
 
 /// An error is one that the next architecture would meet, too.
-fn compile(arch: &str) -> Result<Outcome, CudaError> {
+fn compile(arch: &str, turn: Option<usize>) -> Result<Outcome, CudaError> {
     let start = Instant::now();
-    let compiled = match compile_only(arch) {
+    let compiled = match compile_only(arch, turn) {
         Ok(compiled) => Ok(compiled),
         Err(error @ CudaError::Compile { .. }) => Err(error.to_string()),
         Err(error) => return Err(error),

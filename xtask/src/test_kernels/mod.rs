@@ -10,7 +10,7 @@ mod workers;
 use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
 use kivi_kernels::Backend;
-use kivi_kernels_cuda::{Cuda, jit};
+use kivi_kernels_cuda::Cuda;
 use kivi_kernels_ref::Cpu;
 use kivi_kernels_ref::conformance::{self, Report, Verdict};
 
@@ -48,9 +48,9 @@ pub struct Args {
     /// Compile every kernel by NVRTC instead of running any; needs no GPU
     #[arg(long, conflicts_with_all = ["device", "act", "op", "random", "jobs", "sanitize", "emulate"])]
     compile_only: bool,
-    /// Architectures to compile for, such as sm_90a,sm_100 [default: all six that are supported]
-    #[arg(long, value_name = "LIST", requires = "compile_only", value_delimiter = ',', hide_default_value = true,
-          default_values_t = jit::ARCHS.map(String::from))]
+    /// Architectures to compile for, such as sm_90a,sm_100 [default: all six that are supported, each layout of the
+    /// cache with f16 on every other one, with bf16 on the rest]
+    #[arg(long, value_name = "LIST", requires = "compile_only", value_delimiter = ',')]
     arch: Vec<String>,
 }
 
