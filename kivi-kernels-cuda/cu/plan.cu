@@ -15,7 +15,8 @@ struct Costs {
 };
 
 // What is spent besides tiles, in tiles of a warp, by estimate: once a row and unit, more with several warps, more with
-// several blocks; with pieces of a line, of which most blocks have two; and for each row and unit that is passed over.
+// several blocks (found where tiles are small, as they are wherever there are parts, but where the boundary is moved); with pieces
+// of a line, of which most blocks have two; and for each row and unit that is passed over.
 constexpr float UNIT_COST = 1.0f, TEAM_COST = 2.0f, PARTS_COST = 3.5f, LINE_COST = 8.0f, IDLE_COST = 0.5f;
 
 // Chooses what should be done first.

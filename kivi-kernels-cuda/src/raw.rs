@@ -25,9 +25,9 @@ use crate::{Act, CudaError, ops};
 /// Rows of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawRows {
-    /// The first element of the first row, aligned to 2 bytes. For queries, new keys and new values, 16 let the fast kernels take them.
+    /// The first element of the first row, aligned to 2 bytes. For results, queries, new keys and new values, 16 let the fast kernels take them.
     pub ptr: CUdeviceptr,
-    /// Elements from one row to the next. For queries, new keys and new values, multiples of 8 let the fast kernels take them.
+    /// Elements from one row to the next. For results, queries, new keys and new values, multiples of 8 let the fast kernels take them.
     pub stride: usize,
 }
 

@@ -123,8 +123,8 @@ impl Shape {
             (stages >= least).then_some(Plan { warps, tile, wide_tile, rows_cost, stages, shared, prefill })
         };
         // With 12 warps a thread may have 168 registers; what 16 leave it is too few.
-        let (widest, wide) = (self.widest_tile(), self.usual_tile());
-        [(12, widest, 2), (12, wide, 2), (8, wide, 2), (4, wide, 1)].into_iter().find_map(plan)
+        let (wide, usual) = (self.wide_tile(), self.usual_tile());
+        [(12, wide, 2), (12, usual, 2), (8, usual, 2), (4, usual, 1)].into_iter().find_map(plan)
     }
 
     /// The largest tiles that fit, as `Shared` in prefill.cu has them.
@@ -166,7 +166,7 @@ impl Shape {
     }
 
     /// Tokens of tiles that take fewer instructions a token, where they lie in one page and scales begin on lines of 128 bytes.
-    fn widest_tile(&self) -> usize {
+    fn wide_tile(&self) -> usize {
         let lines = self.head_dim.is_multiple_of(32) && self.page_tokens.is_multiple_of(64);
         if lines && self.usual_tile() == 32 { 64 } else { self.usual_tile() }
     }
