@@ -6,7 +6,7 @@ use kivi_kernels_ref::conformance::skip;
 
 #[test]
 fn an_unknown_architecture_is_an_error_with_the_compilers_words() {
-    match compile_only("sm_1") {
+    match compile_only("sm_1", None) {
         Err(CudaError::NoToolkit { .. }) => skip("compiling kernels: no NVRTC"),
         Err(CudaError::Compile { arch, log, .. }) => {
             assert!(arch == "sm_1" && log.contains("gpu-architecture"), "{log}")
