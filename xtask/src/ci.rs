@@ -39,7 +39,7 @@ const STEPS: &[Step] = &[
     ),
     Step::new("test", "test --release --locked --workspace --all-features"),
     Step::new("compile-kernels", "xtask test-kernels --compile-only"),
-    Step::new("emulate-kernels", "xtask test-kernels --emulate --random 4"),
+    Step::new("emulate-kernels", "xtask test-kernels --emulate --random 1"),
     Step::new(
         "emulate-model",
         "xtask test-model --emulate --positions 12 --ctx-size 16 --batch-size 1 --kv-bits 2 --replay 6",
