@@ -215,7 +215,12 @@ fn arch(major: usize, minor: usize) -> String {
 /// What a variable of the environment asks for, to measure and to test: `KIVI_GEMV_ROWS`, most rows of products by `gemv.cu` where
 /// cuBLASLt could make them; `KIVI_FEW_UNITS`, most sequences times units whose attention is shared in small tiles.
 fn asked<T: FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok()?.parse().ok()
+    let text = std::env::var_os(name)?;
+    let found = text.to_str().and_then(|text| text.parse().ok());
+    if found.is_none() {
+        tracing::warn!("{name}: expected a number of 0 or more, found {text:?}; it is ignored");
+    }
+    found
 }
 
 /// Whether a variable of the environment has this value.

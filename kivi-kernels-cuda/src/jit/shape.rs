@@ -161,8 +161,8 @@ impl Shape {
     }
 
     fn usual_tile(&self) -> usize {
-        let two = self.has_codes() && self.head_dim * (self.k_bits + self.v_bits) <= 2048;
-        if two { 2 * SMALL_TILE } else { SMALL_TILE }
+        let few_bytes = self.has_codes() && self.head_dim * (self.k_bits + self.v_bits) <= 2048;
+        if few_bytes { 2 * SMALL_TILE } else { SMALL_TILE }
     }
 
     /// Tokens of tiles that take fewer instructions a token, where they lie in one page and scales begin on lines of 128 bytes.
